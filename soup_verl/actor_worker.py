@@ -1,0 +1,117 @@
+"""The FSDP worker: verl's, plus segment metrics inside the loss and past policies in host memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tensordict import TensorDict
+from verl.experimental.separation.engine_workers import DetachActorWorker
+from verl.single_controller.base.decorator import Dispatch, register
+from verl.utils.metric import Metric
+from verl.workers.utils.padding import no_padding_2_padding
+
+from soup_verl import metrics
+
+SUM_PREFIX = "soup_sum/"
+"""Metrics of one micro-batch on their way to `metrics.finish_update_metrics`."""
+
+
+class SegmentLoss:
+    """verl's loss unchanged, with the segment sums of `metrics.update_sums` added to its metrics.
+
+    Args:
+        inner: verl's loss, a partial that holds the actor's configuration as `config`.
+    """
+
+    def __init__(self, inner: Any):
+        self._inner = inner
+        self._config = inner.keywords["config"]
+
+    def __call__(self, model_output: dict, data: TensorDict, dp_group: Any = None) -> tuple[torch.Tensor, dict]:
+        loss, loss_metrics = self._inner(model_output=model_output, data=data, dp_group=dp_group)
+        if self._config.policy_loss.get("loss_mode", "vanilla") == "vanilla":  # what "clipped" means is its rule
+            with torch.no_grad():
+                sums = self._sums(model_output, data)
+            loss_metrics |= {
+                SUM_PREFIX + key: Metric(value=value, aggregation="max" if key.endswith("_max") else "sum")
+                for key, value in sums.items()
+            }
+        return loss, loss_metrics
+
+    def _sums(self, model_output: dict, data: TensorDict) -> dict[str, float]:
+        config = self._config
+        names = [k for k in ("old_log_probs", "advantages", "response_mask", "prefix_mask") if k in data]
+        fields = data.select(*names).to_padded_tensor()
+        low, high = config.clip_ratio_low, config.clip_ratio_high
+        return metrics.update_sums(
+            log_probs=no_padding_2_padding(model_output["log_probs"], data),
+            old_log_probs=fields["old_log_probs"],
+            advantages=fields["advantages"],
+            response_mask=fields["response_mask"],
+            prefix_mask=fields.get("prefix_mask", torch.zeros_like(fields["response_mask"])),
+            clip_ratio_low=config.clip_ratio if low is None else low,
+            clip_ratio_high=config.clip_ratio if high is None else high,
+            clip_ratio_c=config.get("clip_ratio_c", 3.0),
+        )
+
+
+class SoupActorWorker(DetachActorWorker):
+    """One FSDP rank. Kept policies are this rank's shards, in `cpu_saved_models` by version."""
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def init_model(self) -> None:
+        super().init_model()
+        if "actor" in self.role:
+            self.actor.set_loss_fn(SegmentLoss(self.loss_fn))
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def save_model_to_cpu(self, n: Any) -> None:
+        """As verl's, and really a copy: verl's FSDP2 helper uses `.cpu()`, which hands back the live parameter when
+        it lies in host memory already (CPU runs, parameter offload)."""
+        super().save_model_to_cpu(n)
+        self.cpu_saved_models[n] = _map_tensors(self.cpu_saved_models[n], torch.clone)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def write_kept_policies(self, folder: str, versions: list[int]) -> None:
+        """One safetensors file a version and rank."""
+        for version in versions:
+            tensors = {name: t.contiguous() for name, t in _named_tensors(self.cpu_saved_models[version]).items()}
+            save_file(tensors, self._policy_file(folder, version))
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def read_kept_policies(self, folder: str, versions: list[int]) -> None:
+        """Take up what `write_kept_policies` wrote with the same number of ranks.
+
+        Raises:
+            ValueError: names a file that is missing, torn or of another model.
+        """
+        for version in versions:
+            path = self._policy_file(folder, version)
+            try:
+                stored = load_file(path)
+            except Exception as error:
+                raise ValueError(f"{path}: not a readable snapshot ({error})") from error
+            self.save_model_to_cpu(version)
+            for name, tensor in _named_tensors(self.cpu_saved_models[version]).items():
+                if name not in stored or stored[name].shape != tensor.shape:
+                    raise ValueError(f"{path}: {name} is missing or of another shape than {tuple(tensor.shape)}")
+                tensor.copy_(stored[name])
+
+    def _policy_file(self, folder: str, version: int) -> Path:
+        return Path(folder) / f"policy_{version}_rank_{self.rank}_of_{self.world_size}.safetensors"
+
+
+def _map_tensors(saved: Any, function: Any) -> Any:
+    """Apply to every tensor of what verl's save helpers return: {name: tensor}, or ({name: (tensor, spec)}, spec)."""
+    if isinstance(saved, tuple):
+        shards, spec = saved
+        return {name: (function(tensor), own) for name, (tensor, own) in shards.items()}, spec
+    return {name: function(tensor) for name, tensor in saved.items()}
+
+
+def _named_tensors(saved: Any) -> dict[str, torch.Tensor]:
+    shards = saved[0] if isinstance(saved, tuple) else saved
+    return {name: value[0] if isinstance(value, tuple) else value for name, value in shards.items()}

@@ -1,0 +1,130 @@
+"""SOUP's part of a checkpoint: `global_step_N/soup/`, written beside verl's files and after them.
+
+`soup/manifest.json` lists every file of the checkpoint with its size, ours with a checksum too. The folder is filled
+under another name and renamed last, so a checkpoint with a manifest is complete. No pickle is written here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+FOLDER = "soup"
+MANIFEST = "manifest.json"
+STATE = "state.json"
+FORMAT = 1
+_CHUNK = 1 << 22  # bytes
+
+
+class TornCheckpoint(ValueError):
+    """A checkpoint that must not be used: names the path and the reason."""
+
+    def __init__(self, path: Path, reason: str):
+        super().__init__(f"{path}: {reason}")
+
+
+def write(checkpoint: Path, *, state: dict, write_history: Callable[[Path], None], include_verl: bool) -> None:
+    """Write `checkpoint/soup/` in one step.
+
+    Args:
+        checkpoint: verl's `global_step_N` folder, complete.
+        state: plain settings and counters.
+        write_history: fills the given empty folder.
+        include_verl: record the sizes of verl's files too; not when verl still writes them in the background.
+    """
+    partial = checkpoint / f"{FOLDER}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write_history(partial)
+    (partial / STATE).write_text(json.dumps(state, indent=1))
+    ours = {f"{FOLDER}/{p.name}": _describe(p, checksum=True) for p in sorted(partial.iterdir())}
+    theirs = {}
+    if include_verl:
+        files = (p for p in sorted(checkpoint.rglob("*")) if p.is_file())
+        theirs = {
+            str(p.relative_to(checkpoint)): _describe(p, checksum=False)
+            for p in files
+            if p.relative_to(checkpoint).parts[0] not in (FOLDER, partial.name)
+        }
+    (partial / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": ours | theirs}, indent=1))
+    _sync(partial)
+    shutil.rmtree(checkpoint / FOLDER, ignore_errors=True)
+    os.replace(partial, checkpoint / FOLDER)
+
+
+def _describe(path: Path, *, checksum: bool) -> dict[str, int]:
+    facts = {"bytes": path.stat().st_size}
+    if checksum:
+        facts["crc32"] = _crc32(path)
+    return facts
+
+
+def _crc32(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
+def _sync(folder: Path) -> None:
+    for path in [*folder.iterdir(), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def verify(checkpoint: Path) -> None:
+    """Check every file against the manifest.
+
+    Raises:
+        TornCheckpoint: the manifest or a file is missing, or a file differs from what was written.
+    """
+    manifest = checkpoint / FOLDER / MANIFEST
+    try:
+        listing = json.loads(manifest.read_text())
+    except FileNotFoundError:
+        raise TornCheckpoint(manifest, "missing, so the checkpoint was not written to its end") from None
+    except ValueError as error:
+        raise TornCheckpoint(manifest, f"not readable ({error})") from None
+    if listing.get("format") != FORMAT:
+        raise TornCheckpoint(manifest, f"format {listing.get('format')!r}, expected {FORMAT}")
+    for name, facts in listing["files"].items():
+        path = checkpoint / name
+        if not path.is_file():
+            raise TornCheckpoint(path, "missing")
+        if path.stat().st_size != facts["bytes"]:
+            raise TornCheckpoint(path, f"{path.stat().st_size} bytes, {facts['bytes']} were written")
+        if "crc32" in facts and _crc32(path) != facts["crc32"]:
+            raise TornCheckpoint(path, "its checksum is not the one that was written")
+
+
+def newest_intact(root: Path) -> tuple[Path | None, list[TornCheckpoint]]:
+    """The newest checkpoint under `root` that can be used, and the newer ones that had to be refused."""
+    refused: list[TornCheckpoint] = []
+    for checkpoint in sorted(root.glob("global_step_*"), key=step_of, reverse=True):
+        try:
+            verify(checkpoint)
+        except TornCheckpoint as error:
+            refused.append(error)
+        else:
+            return checkpoint, refused
+    return None, refused
+
+
+def step_of(checkpoint: Path) -> int:
+    """N of `global_step_N`; -1 for any other name."""
+    match = re.fullmatch(r"global_step_(\d+)", checkpoint.name)
+    return int(match.group(1)) if match else -1
+
+
+def read_state(checkpoint: Path) -> dict:
+    """What was passed to `write` as `state`."""
+    return json.loads((checkpoint / FOLDER / STATE).read_text())

@@ -1,0 +1,124 @@
+"""verl's training side on a CPU: FSDP engines, worker classes and the trainers that use them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+from unittest import mock
+
+import ray
+import torch
+from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
+from verl.workers.engine.base import EngineRegistry
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDPEngineWithValueHead
+from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+
+from soup_verl.actor_worker import SoupActorWorker
+from soup_verl.trainer import SoupTrainer
+
+
+def join_gloo_group() -> None:
+    """verl would ask for the backend "cpu:gloo,cpu:gloo", which torch refuses; it leaves an existing group alone."""
+    if not torch.distributed.is_initialized():
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        torch.distributed.init_process_group(backend="gloo", rank=rank, world_size=world_size)
+
+
+class _CpuEngine:
+    def _build_fsdp_module(self, module: torch.nn.Module) -> torch.nn.Module:
+        """Build as verl does, less three things it hard-codes for accelerators: FSDP1 refuses to broadcast CPU
+        parameters, and a reference model asks for CPU offload with pinned memory."""
+        with (
+            mock.patch("torch.distributed.fsdp._init_utils._check_module_states_for_sync_module_states", lambda _: None),
+            mock.patch("torch.distributed.fsdp.CPUOffload", lambda **kwargs: None),
+            mock.patch("verl.workers.engine.fsdp.transformer_impl.CPUOffloadPolicy", lambda **kwargs: None),
+        ):
+            module = super()._build_fsdp_module(module)  # type: ignore[misc]
+        # "Placement is owned elsewhere": verl then skips moving FSDP1 parameters to the device "cpu:cpu".
+        self._uses_fsdp2_cpu_offload_policy = True
+        return module
+
+
+@EngineRegistry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device=["cpu"])
+class CpuLanguageModelEngine(_CpuEngine, FSDPEngineWithLMHead):
+    pass
+
+
+@EngineRegistry.register(model_type="value_model", backend=["fsdp", "fsdp2"], device=["cpu"])
+class CpuValueModelEngine(_CpuEngine, FSDPEngineWithValueHead):
+    def _build_module(self) -> torch.nn.Module:
+        with mock.patch("verl.utils.model.load_valuehead_model", _load_value_model_with_sdpa):
+            return super()._build_module()
+
+
+def _load_value_model_with_sdpa(
+    local_path: str, torch_dtype: torch.dtype, model_config: Any, trust_remote_code: bool
+) -> torch.nn.Module:
+    """verl asks for flash_attention_2 here, whatever the configuration says."""
+    from transformers import AutoModelForTokenClassification
+
+    return AutoModelForTokenClassification.from_pretrained(
+        local_path,
+        torch_dtype=torch_dtype,
+        config=model_config,
+        attn_implementation="sdpa",
+        trust_remote_code=trust_remote_code,
+    )
+
+
+class CpuActorRolloutRefWorker(ActorRolloutRefWorker):
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        join_gloo_group()
+
+
+class CpuSoupActorWorker(SoupActorWorker):
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        join_gloo_group()
+
+
+class CpuTrainingWorker(TrainingWorker):
+    def __init__(self, config: Any):
+        join_gloo_group()
+        super().__init__(config)
+
+
+_CPU_WORKERS = {
+    ActorRolloutRefWorker: CpuActorRolloutRefWorker,
+    SoupActorWorker: CpuSoupActorWorker,
+    TrainingWorker: CpuTrainingWorker,
+}
+
+
+def on_cpu(worker_class: Any) -> Any:
+    """The CPU counterpart of a Ray actor class of verl's or ours."""
+    plain = worker_class.__ray_metadata__.modified_class.__ray_actor_class__
+    return ray.remote(_CPU_WORKERS[plain])
+
+
+class CpuTrainer:
+    """Mixin for a trainer: CPU workers, and no two-second naps while polling for finished responses."""
+
+    def __init__(self, config: Any):
+        config.trainer.v1.trainer_mode = "sync"  # verl compares this name with "sync" to choose its behaviour
+        super().__init__(config)  # type: ignore[call-arg]
+
+    def _build_replay_buffer(self) -> Any:
+        replay_buffer = super()._build_replay_buffer()  # type: ignore[misc]
+        replay_buffer.poll_interval = 0.05  # seconds; verl's default of 2.0 has no configuration key
+        return replay_buffer
+
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()  # type: ignore[misc]
+        self.role_worker_mapping = {role: on_cpu(cls) for role, cls in self.role_worker_mapping.items()}
+
+
+@register_trainer("soup_cpu")
+class CpuSoupTrainer(CpuTrainer, SoupTrainer):
+    """SOUP on a CPU."""
+
+
+@register_trainer("sync_cpu")
+class CpuSyncTrainer(CpuTrainer, PPOTrainerSync):
+    """verl's own synchronous trainer on a CPU, untouched otherwise: the baseline to compare with."""

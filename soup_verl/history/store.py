@@ -1,0 +1,62 @@
+"""Prefixes on disk: one parquet file, one row a prefix, no pickle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from soup_verl.history.base import GroupPrefixes, Prefix
+
+SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("position", pa.int64()),
+        ("prompt_key", pa.string()),
+        ("session", pa.int64()),  # null: a prompt without a prefix keeps its place
+        ("policy_version", pa.int64()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("log_probs", pa.list_(pa.float32())),
+    ]
+)
+
+
+def write_prefixes(path: Path, by_step: dict[int, list[GroupPrefixes]]) -> None:
+    """Write the prefixes of several steps; each list is in batch order."""
+    rows = []
+    for step, groups in sorted(by_step.items()):
+        for position, group in enumerate(groups):
+            place = {"step": step, "position": position, "prompt_key": group.prompt_key}
+            prefixes = [
+                {
+                    "session": session,
+                    "policy_version": prefix.policy_version,
+                    "token_ids": list(prefix.token_ids),
+                    "log_probs": list(prefix.log_probs),
+                }
+                for session, prefix in group.by_session.items()
+            ]
+            rows += [place | p for p in prefixes] or [place]
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+
+
+def read_prefixes(path: Path) -> dict[int, list[GroupPrefixes]]:
+    """What `write_prefixes` wrote; log-probs come back as float32 values.
+
+    Raises:
+        ValueError: the file is not a readable parquet file of prefixes; names it.
+    """
+    try:
+        rows = pq.read_table(path, schema=SCHEMA).to_pylist()
+    except (OSError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"{path}: not a readable file of prefixes ({error})") from error
+    steps: dict[int, dict[int, GroupPrefixes]] = {}
+    for row in rows:
+        groups = steps.setdefault(row["step"], {})
+        group = groups.setdefault(row["position"], GroupPrefixes(row["prompt_key"], {}))
+        if row["session"] is not None:
+            group.by_session[row["session"]] = Prefix(
+                tuple(row["token_ids"]), tuple(row["log_probs"]), row["policy_version"]
+            )
+    return {step: [groups[i] for i in range(len(groups))] for step, groups in steps.items()}

@@ -1,0 +1,109 @@
+"""From a composed configuration to a finished run: checks first, then verl's `run_ppo` with our trainer registered."""
+
+from __future__ import annotations
+
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from soup_verl.config import ConfigError, SoupConfig, check_run
+
+
+def run(config: DictConfig) -> None:
+    """Check `config`, start Ray, train; a failure becomes one line on stderr and exit code 1.
+
+    The full traceback goes to `error.txt` in `trainer.default_local_dir`.
+    """
+    if config.trainer.device == "cpu":
+        from soup_verl import cpu
+
+        cpu.enable()
+    try:
+        check(config)
+        _train(config)
+    except Exception as error:
+        _report(error, config)
+        sys.exit(1)
+
+
+def check(config: DictConfig) -> None:
+    """Everything that can be known to be wrong before Ray starts.
+
+    Raises:
+        ConfigError: names the key, the value, what is expected and what to do.
+    """
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    check_run(SoupConfig.parse(plain.get("soup") or {}), plain)
+    check_model_path(plain["actor_rollout_ref"]["model"]["path"])
+    for key in ("train_files", "val_files"):
+        check_data_files(f"data.{key}", plain["data"][key], plain["data"].get("prompt_key", "prompt"))
+    reward = plain["reward"]["custom_reward_function"]["path"]
+    if reward is not None and not Path(reward).expanduser().is_file():
+        raise ConfigError("reward.custom_reward_function.path", reward, "a Python file")
+
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
+
+
+def check_model_path(path: str) -> None:
+    """A local folder must hold a config.json; anything else must look like a hub name or a remote path."""
+    key, folder = "actor_rollout_ref.model.path", Path(str(path)).expanduser()
+    if folder.exists():
+        if not (folder / "config.json").is_file():
+            raise ConfigError(key, path, "a folder with a model's config.json")
+        return
+    hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+|[\w-]+", str(path)) and not str(path).startswith(".")
+    if "://" not in str(path) and not (hub_name and _on_hub(str(path))):
+        raise ConfigError(key, path, "a model folder that exists, or a name on the hub", "Check the path.")
+
+
+def _on_hub(name: str) -> bool:
+    """Whether the hub, or its local cache, has a configuration under this name."""
+    from transformers.utils import cached_file
+
+    try:
+        return cached_file(name, "config.json") is not None
+    except OSError:
+        return False
+
+
+def check_data_files(key: str, files: Any, prompt_column: str) -> None:
+    """Every file exists, and parquet files have the prompt column."""
+    import pyarrow.parquet as pq
+
+    for file in files if isinstance(files, list) else [files]:
+        path = Path(str(file)).expanduser()
+        if "://" in str(file):
+            continue
+        if not path.is_file():
+            raise ConfigError(key, file, "a file that exists")
+        if path.suffix == ".parquet":
+            columns = pq.read_schema(path).names
+            if prompt_column not in columns:
+                raise ConfigError(key, file, f"a parquet file with the column {prompt_column!r}, not only {columns}")
+
+
+def _train(config: DictConfig) -> None:
+    import ray
+    from verl.trainer.main_ppo import run_ppo
+
+    from soup_verl.task_runner import SoupTaskRunner
+
+    try:
+        run_ppo(config, task_runner_class=ray.remote(SoupTaskRunner))
+    finally:
+        ray.shutdown()
+
+
+def _report(error: Exception, config: DictConfig) -> None:
+    folder = Path(config.trainer.default_local_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "error.txt").write_text("".join(traceback.format_exception(error)))
+    cause = getattr(error, "cause", None) or error  # Ray wraps the task's own exception
+    print(f"error: {type(cause).__name__}: {cause} (traceback: {folder / 'error.txt'})", file=sys.stderr)
