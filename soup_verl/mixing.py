@@ -51,6 +51,10 @@ class MixingPlanner:
     low: int
     high: int
 
+    def mixes(self, step: int) -> bool:
+        """Whether any response of `step` is to be mixed."""
+        return len(mixed_sessions(n=self.n, mixed_fraction=self.mixed_fraction)) > 0
+
     def plan_prompt(self, *, step: int, position: int) -> tuple[PrefixRequest, ...]:
         """The prefixes of the prompt at `position` (0-based) of the batch of `step`."""
         sessions = mixed_sessions(n=self.n, mixed_fraction=self.mixed_fraction)

@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
+import logging
+import os
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
 from verl.trainer.main_ppo import TaskRunnerV1
+from verl.utils.import_utils import import_external_libs
+
+from soup_verl import run_log
 
 _TaskRunner = TaskRunnerV1.__ray_metadata__.modified_class.__ray_actor_class__
 
 
 class SoupTaskRunner(_TaskRunner):
     def run(self, config: DictConfig) -> None:
-        """Register `soup` (and on a CPU `soup_cpu`, `sync_cpu`), then run."""
+        """Register `soup` (on a CPU `soup_cpu` and `sync_cpu`, too) and whatever `model.external_lib` brings, then run.
+
+        With verl's `file` logger the metrics go to `metrics.jsonl` in `trainer.default_local_dir`, unless
+        VERL_FILE_LOGGER_PATH says otherwise.
+        """
+        _show_our_log()
+        folder = Path(config.trainer.default_local_dir).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        run_log.set_aside(folder)
+        os.environ.setdefault("VERL_FILE_LOGGER_PATH", str(folder / run_log.FILE))
+
         import soup_verl.trainer  # noqa: F401
 
         if config.trainer.device == "cpu":
             import soup_verl.cpu.training  # noqa: F401
+        libraries = OmegaConf.select(config, "actor_rollout_ref.model.external_lib")
+        import_external_libs(list(libraries) if OmegaConf.is_list(libraries) else libraries)
         super().run(config)
+
+
+def _show_our_log() -> None:
+    """verl shows its own logger only; show ours in the same form."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s:%(asctime)s:%(message)s"))
+    logger = logging.getLogger("soup_verl")
+    logger.handlers = [handler]
+    logger.setLevel(os.getenv("SOUP_LOGGING_LEVEL", "INFO"))
+    logger.propagate = False

@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +45,6 @@ from soup_verl.prompt_stream import ReadAheadLoader
 from soup_verl.rollout import GROUP_PREFIXES
 
 logger = logging.getLogger(__name__)
-logger.setLevel(os.getenv("SOUP_LOGGING_LEVEL", "INFO"))
 
 CURRENT = "current"
 """Name under which the actor keeps its own weights while a past policy is lent to the rollout engine."""
@@ -80,13 +78,16 @@ class SoupTrainer(PPOTrainerSync):
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()
-        rollout = self.config.actor_rollout_ref.rollout
-        low, high = self._soup.prefix_length.bounds(rollout.response_length)
-        self._planner = MixingPlanner(self._soup.seed, rollout.n, self._soup.mixed_fraction, low, high)
+        self._planner = self._build_planner()
         if self._soup.mixing:
             self.train_dataloader = ReadAheadLoader(self.train_dataloader)
             last_step = min(self.total_training_steps, self.steps_per_epoch * self.config.trainer.total_epochs)
             self._source = build_source(self._soup, self, last_step=last_step)
+
+    def _build_planner(self) -> MixingPlanner:
+        rollout = self.config.actor_rollout_ref.rollout
+        low, high = self._soup.prefix_length.bounds(rollout.response_length)
+        return MixingPlanner(self._soup.seed, rollout.n, self._soup.mixed_fraction, low, high)
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
@@ -276,6 +277,9 @@ class SoupTrainer(PPOTrainerSync):
             raise
 
     # ------------------------------ PolicyEngine: what a source may ask for ------------------------------
+
+    def wants_prefixes(self, step: int) -> bool:
+        return self._planner.mixes(step)
 
     def sample_prefixes(self, step: int) -> PendingPrefixes:
         prompts = self._prompts_of(step)

@@ -66,6 +66,10 @@ class PendingPrefixes(Protocol):
 class PolicyEngine(Protocol):
     """What a source may ask of the run. `step` names the batch, `version` the weights."""
 
+    def wants_prefixes(self, step: int) -> bool:
+        """Whether the plan of `step` has any mixed response."""
+        ...
+
     def sample_prefixes(self, step: int) -> PendingPrefixes:
         """Ask the policy the rollout engine holds now for the planned prefixes of the batch of `step`."""
         ...

@@ -37,7 +37,7 @@ class LookaheadSource(PrefixSource):
 
     def after_submit(self, step: int) -> None:
         target = step + self._age
-        if target <= self._last_step:
+        if target <= self._last_step and self._engine.wants_prefixes(target):
             self._under_way[target] = self._engine.sample_prefixes(target)
 
     def before_sleep(self) -> None:

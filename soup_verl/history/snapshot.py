@@ -53,7 +53,7 @@ class SnapshotSource(PrefixSource):
             self._keep(step)
 
     def _sample_for(self, step: int) -> None:
-        if not self._kept:
+        if not self._kept or not self._engine.wants_prefixes(step):
             return
         with self._engine.borrowed_policy(self._choose(step)):
             self._ready[step] = self._engine.sample_prefixes(step).result()

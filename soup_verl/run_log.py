@@ -1,0 +1,42 @@
+"""The step metrics of a run as verl's `file` logger writes them, kept across resumes.
+
+verl truncates the file when it opens it, so a file that is already there is moved aside first; `read` puts the pieces
+together again.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+FILE = "metrics.jsonl"
+
+
+def set_aside(folder: Path) -> None:
+    """Rename `metrics.jsonl` to the next free `metrics.NNNN.jsonl`; nothing if there is none."""
+    current = folder / FILE
+    if current.exists():
+        current.rename(folder / f"metrics.{len(_earlier(folder)) + 1:04d}.jsonl")
+
+
+def read(folder: Path) -> dict[int, dict[str, float]]:
+    """Metrics by step, in order. A step that was logged again after a resume counts as logged last.
+
+    Raises:
+        FileNotFoundError: the folder holds no metrics.
+    """
+    files = [f for f in [*_earlier(folder), folder / FILE] if f.exists()]
+    if not files:
+        raise FileNotFoundError(f"{folder}: no {FILE}; is it the folder of a run with trainer.logger=[file]?")
+    steps: dict[int, dict[str, float]] = {}
+    for file in files:
+        for line in file.read_text().splitlines():
+            if not line.endswith("}"):
+                continue  # the process was killed while it wrote this line
+            entry = json.loads(line)
+            steps.setdefault(entry["step"], {}).update(entry["data"])
+    return dict(sorted(steps.items()))
+
+
+def _earlier(folder: Path) -> list[Path]:
+    return sorted(folder.glob("metrics.[0-9][0-9][0-9][0-9].jsonl"))

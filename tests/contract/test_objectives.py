@@ -1,0 +1,165 @@
+"""Gradients of verl's clipped loss on what SOUP hands it, against the objective of each `prefix_objective` written
+plainly; and the estimator `soup` without prefixes against verl's GRPO."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, compute_policy_loss_vanilla
+from verl.workers.config import FSDPActorConfig
+
+from soup_verl import core_algos
+from soup_verl.core_algos import PREFIX_OBJECTIVES, join_log_probs, token_advantages, zero_gradient_mask
+from soup_verl.register import Segments, batch_segments, compute_soup_advantage
+
+pytestmark = pytest.mark.contract
+
+LOW, HIGH, C, CAP = 0.2, 0.28, 3.0, 2.0
+
+
+def verl_gradient(log_probs, old_log_probs, advantages, mask, loss_agg_mode="token-mean"):
+    """d(-loss) / d(log_probs)."""
+    config = FSDPActorConfig(
+        strategy="fsdp2",
+        rollout_n=1,
+        ppo_micro_batch_size_per_gpu=1,
+        clip_ratio=LOW,
+        clip_ratio_low=LOW,
+        clip_ratio_high=HIGH,
+        clip_ratio_c=C,
+    )
+    variable = log_probs.clone().requires_grad_()
+    loss, _ = compute_policy_loss_vanilla(
+        old_log_prob=old_log_probs,
+        log_prob=variable,
+        advantages=advantages,
+        response_mask=mask,
+        loss_agg_mode=loss_agg_mode,
+        config=config,
+    )
+    return torch.autograd.grad(-loss, variable)[0]
+
+
+# Row 0 with A = 2, row 1 with A = -2: a prefix of three tokens, three of the continuation, two of padding.
+# The columns reach every branch of the clip, against pi_h and against pi_old.
+P_NEW = torch.tensor([[0.3, 0.5, 0.2, 0.5, 0.3, 0.1, 0.5, 0.5], [0.3, 0.5, 0.2, 0.5, 0.3, 0.1, 0.5, 0.5]]).double()
+P_OLD = torch.tensor([[0.28, 0.45, 0.5, 0.2, 0.25, 0.4, 0.5, 0.5], [0.28, 0.2, 0.5, 0.2, 0.25, 0.4, 0.5, 0.5]]).double()
+P_HISTORICAL = torch.tensor([[0.25, 0.2, 0.4, 9, 9, 9, 9, 9], [0.25, 0.2, 0.4, 9, 9, 9, 9, 9]]).double()
+ADVANTAGE = torch.tensor([2.0, -2.0]).double()
+RESPONSE = torch.tensor([[1, 1, 1, 1, 1, 1, 0, 0]] * 2)
+PREFIX = torch.tensor([[1, 1, 1, 0, 0, 0, 0, 0]] * 2)
+
+
+def soup_gradient(name, prefix=PREFIX):
+    """What SoupTrainer hands to verl's loss for a prefix objective."""
+    objective = PREFIX_OBJECTIVES[name]
+    new, old, historical = P_NEW.log(), P_OLD.log(), P_HISTORICAL.log()
+    weight = objective.weight(old, historical, cap=CAP)
+    anchor = old
+    if objective.anchor_is_behavior:
+        anchor = join_log_probs(prefix_mask=prefix, prefix_log_probs=historical, other_log_probs=old)
+    mask = RESPONSE if objective.trained else torch.where(prefix.bool(), 0, RESPONSE)
+    advantages = token_advantages(ADVANTAGE, response_mask=RESPONSE, prefix_mask=prefix, prefix_weight=weight)
+    return verl_gradient(new, anchor, advantages, mask)
+
+
+def gradient_of(objective):
+    """d/d(log pi_theta) of J as written, pi_theta a leaf."""
+    log_probs = P_NEW.log().requires_grad_()
+    return torch.autograd.grad(objective(log_probs.exp()), log_probs)[0]
+
+
+def clipped(ratio, advantage):
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - LOW, 1 + HIGH) * advantage)
+
+
+def test_behavior_clips_each_token_around_the_policy_that_sampled_it():
+    def objective(p):
+        terms = clipped(torch.cat([p[:, :3] / P_HISTORICAL[:, :3], p[:, 3:6] / P_OLD[:, 3:6]], 1), ADVANTAGE[:, None])
+        return terms.sum() / 12
+
+    expected = gradient_of(objective)
+    assert_close(soup_gradient("behavior"), expected)
+    # the example is worth something: both rows have zeroed and live tokens, prefix and continuation
+    assert all(0 < part.count_nonzero(dim=1).min() < 3 for part in (expected[:1, :3], expected[1:, 3:6]))
+
+
+def test_decoupled_clips_around_pi_old_and_weighs_the_prefix_by_a_truncated_constant_ratio():
+    w = (P_OLD / P_HISTORICAL)[:, :3].clamp(max=CAP)
+    assert w[0, 1] == CAP and w[0, 0] < CAP  # one truncated, one not
+
+    def objective(p):
+        terms = clipped(p[:, :6] / P_OLD[:, :6], ADVANTAGE[:, None])
+        return (torch.cat([w, torch.ones(2, 3)], 1) * terms).sum() / 12
+
+    assert_close(soup_gradient("decoupled"), gradient_of(objective))
+
+
+def test_masked_trains_the_continuation_only_and_averages_over_it():
+    def objective(p):
+        return clipped(p[:, 3:6] / P_OLD[:, 3:6], ADVANTAGE[:, None]).sum() / 6
+
+    gradient = soup_gradient("masked")
+    assert_close(gradient, gradient_of(objective))
+    assert gradient[:, :3].eq(0).all()
+
+
+@pytest.mark.parametrize("name", PREFIX_OBJECTIVES)
+def test_every_objective_is_grpo_where_there_is_no_prefix(name):
+    def objective(p):
+        return clipped(p[:, :6] / P_OLD[:, :6], ADVANTAGE[:, None]).sum() / 12
+
+    assert_close(soup_gradient(name, prefix=torch.zeros(2, 8)), gradient_of(objective))
+
+
+@pytest.mark.parametrize("name", PREFIX_OBJECTIVES)
+def test_padding_gets_no_gradient(name):
+    assert soup_gradient(name)[:, 6:].eq(0).all()
+
+
+@pytest.mark.parametrize("advantage", [2.0, -2.0])
+def test_zero_gradient_mask_says_where_verls_gradient_is_zero(advantage):
+    ratio = torch.linspace(0.05, 4.95, 99, dtype=torch.float64).unsqueeze(0)  # never on a clip's edge
+    assert not any(torch.isclose(ratio, torch.tensor(edge).double()).any() for edge in (1 - LOW, 1 + HIGH, C))
+    advantages, ones = torch.full_like(ratio, advantage), torch.ones_like(ratio)
+    gradient = verl_gradient(ratio.log(), torch.zeros_like(ratio), advantages, ones, "token-sum")
+    mask = zero_gradient_mask(ratio, advantages, clip_ratio_low=LOW, clip_ratio_high=HIGH, clip_ratio_c=C)
+    assert torch.equal(mask, gradient == 0)
+    assert 0 < mask.sum() < mask.numel()
+
+
+def test_our_ratio_is_the_one_in_verls_loss():
+    log_probs, old = torch.tensor([[-0.1, -50.0, -3.0]]), torch.tensor([[-40.0, -0.1, -2.5]])
+    gradient = verl_gradient(log_probs, old, torch.ones(1, 3), torch.ones(1, 3), "token-sum")
+    ratio = core_algos.token_ratio(log_probs, old)
+    assert ratio[0, 0].log() == pytest.approx(20)  # clamped, and clipped: no gradient
+    assert_close(gradient, torch.tensor([[0.0, 0.0, ratio[0, 2].item()]]))
+
+
+# ---- the estimator without prefixes is GRPO ----
+
+
+@given(st.data(), st.booleans(), st.sampled_from(["shared", "split"]))
+def test_the_estimator_without_prefixes_is_verls_grpo_bit_for_bit(data, norm_by_std, baseline):
+    size, length = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 5))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    index = np.array(data.draw(st.lists(st.sampled_from("abc"), min_size=size, max_size=size)), dtype=object)
+    lengths = torch.randint(0, length + 1, (size, 1), generator=generator)
+    mask = (torch.arange(length) < lengths).long()
+    rewards = torch.randn(size, length, generator=generator)
+    segments = Segments(
+        counted=torch.ones(size, dtype=torch.bool),
+        is_mixed=torch.zeros(size, dtype=torch.bool),
+        prefix_mask=None,
+        prefix_weight=None,
+        baseline=baseline,
+        norm_by_std=norm_by_std,
+    )
+    with batch_segments(segments):
+        ours, returns = compute_soup_advantage(token_level_rewards=rewards.clone(), response_mask=mask, index=index)
+    verls, _ = compute_grpo_outcome_advantage(
+        rewards.clone(), mask, index=index, norm_adv_by_std_in_grpo=norm_by_std
+    )
+    assert torch.equal(ours, verls) and torch.equal(returns, verls)

@@ -1,0 +1,100 @@
+"""The runs that the end-to-end tests look at. Each is made once, when a test first asks for it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.e2e.launch import Run, launch
+
+RUNS: dict[str, Callable[[Path, Path], Run]] = {}
+
+
+def _add(name: str, *overrides: str) -> None:
+    RUNS[name] = lambda assets, folder: launch(assets, folder, *overrides)
+
+
+_STEPS = "trainer.total_training_steps="
+
+# The conscience: verl's own trainer, estimator and manager, against ours with nothing mixed.
+_SAME = (f"{_STEPS}3", "trainer.save_freq=3", "soup.mixed_fraction=0", "trainer.test_freq=3")
+_add(
+    "verl_grpo",
+    *_SAME,
+    "trainer.v1.trainer_mode=probed_sync_cpu",
+    "algorithm.adv_estimator=grpo",
+    "actor_rollout_ref.rollout.agent.agent_loop_manager_class=null",
+)
+_add("soup_without_mixing", *_SAME)
+
+# Learning rate 0: the historical policy is the current one, so every log-prob can be compared.
+_add("frozen_warm", f"{_STEPS}3", "actor_rollout_ref.actor.optim.lr=0", "soup.lookahead.age=1", "soup.mixed_fraction=1")
+_add(
+    "frozen_cool",
+    f"{_STEPS}3",
+    "actor_rollout_ref.actor.optim.lr=0",
+    "soup.lookahead.age=1",
+    "actor_rollout_ref.rollout.temperature=0.7",
+    "actor_rollout_ref.actor.strategy=fsdp",
+)
+
+# Snapshots: kept policies are real copies, and prefixes come from them.
+_SNAPSHOT = ("soup.source=snapshot", "soup.snapshot.capacity=2", "trainer.save_freq=1", f"{_STEPS}4")
+_add(
+    "snapshot_fsdp2",
+    *_SNAPSHOT,
+    "actor_rollout_ref.actor.fsdp_config.param_offload=true",
+    "actor_rollout_ref.actor.fsdp_config.optimizer_offload=true",
+    "trainer.test_freq=2",
+)
+_add("snapshot_fsdp", *_SNAPSHOT, "actor_rollout_ref.actor.strategy=fsdp")
+
+
+def _resumed_snapshot(assets: Path, folder: Path) -> Run:
+    """As `snapshot_fsdp`, stopped after step 2 and resumed."""
+    overrides = (*_SNAPSHOT, "actor_rollout_ref.actor.strategy=fsdp")
+    kept = folder / "global_step_2" / "soup" / "manifest.json"
+    launch(assets, folder, *overrides, kill_when=kept)
+    for newer in folder.glob("global_step_[34]"):
+        shutil.rmtree(newer)
+    (folder / "latest_checkpointed_iteration.txt").write_text("2")
+    return launch(assets, folder, *overrides)
+
+
+RUNS["snapshot_resumed"] = _resumed_snapshot
+
+# Six steps of eight of 24 prompts: step 3 ends an epoch.
+_SIX = (f"{_STEPS}6", "trainer.save_freq=3", "trainer.test_freq=2")
+_add("six_steps", *_SIX)
+
+
+def _killed(assets: Path, folder: Path) -> Run:
+    """SIGKILLed in the middle of step 4."""
+    return launch(assets, folder, *_SIX, kill_when=folder / "global_step_3/soup/manifest.json", kill_after=0.2)
+
+
+def _resumed(assets: Path, folder: Path) -> Run:
+    """Killed, left with a newer checkpoint that is torn, and resumed."""
+    _killed(assets, folder)
+    torn = folder / "global_step_4"
+    shutil.rmtree(torn, ignore_errors=True)
+    shutil.copytree(folder / "global_step_3", torn)
+    model = torn / "actor" / "model_world_size_1_rank_0.pt"
+    model.write_bytes(model.read_bytes()[:-100])
+    (folder / "latest_checkpointed_iteration.txt").write_text("4")
+    shutil.move(folder / "steps", folder / "steps_before_kill")
+    (folder / "killed.json").write_text(json.dumps(sorted(p.name for p in folder.iterdir())))
+    return launch(assets, folder, *_SIX)
+
+
+RUNS["killed"] = _killed
+RUNS["resumed"] = _resumed
+
+# Two ranks over gloo.
+_TWO = ("trainer.n_gpus_per_node=2", f"{_STEPS}4", "soup.lookahead.age=1", "trainer.save_freq=4")
+_add("two_ranks_fsdp2", *_TWO, "soup.prefix_objective=decoupled", "soup.baseline=split")
+_add("two_ranks_fsdp", *_TWO, "soup.prefix_objective=masked", "actor_rollout_ref.actor.strategy=fsdp")
+
+# Failures that only the running system can see.
+_add("reward_raises", f"{_STEPS}3", "reward.custom_reward_function.name=raising")
+_add("reward_is_nan", f"{_STEPS}3", "reward.custom_reward_function.name=not_a_number", "trainer.val_before_train=true")

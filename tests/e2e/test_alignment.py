@@ -1,0 +1,54 @@
+"""Behaviour log-probs are those of the very tokens in the response: on the prefix, after it and across the join."""
+
+import pytest
+import torch
+
+RUNS = ("frozen_warm", "frozen_cool")  # learning rate 0; temperature 1.0 with FSDP2 and 0.7 with FSDP
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.runs(name)) for name in RUNS])
+def rows(request, run):
+    finished = run(request.param)
+    assert finished.code == 0, finished.output[-3000:]
+    return finished.rows(2) + finished.rows(3)
+
+
+def mixed(rows):
+    found = [row for row in rows if row["prefix_mask"].any()]
+    assert len(found) > 10
+    return found
+
+
+def test_prefix_and_continuation_agree_with_the_trainer(rows):
+    for row in rows:
+        torch.testing.assert_close(row["rollout_log_probs"], row["recomputed_log_probs"], atol=1e-4, rtol=0)
+
+
+def test_tokens_around_the_join_agree(rows):
+    for row in mixed(rows):
+        join = int(row["prefix_mask"].sum())
+        around = slice(max(0, join - 1), join + 1)
+        torch.testing.assert_close(
+            row["rollout_log_probs"][around], row["recomputed_log_probs"][around], atol=1e-4, rtol=0
+        )
+
+
+def test_a_shift_by_one_token_would_be_seen(rows):
+    for row in mixed(rows):
+        if len(row["responses"]) > 4:
+            shifted = row["rollout_log_probs"].roll(1)
+            assert (shifted - row["recomputed_log_probs"]).abs().max() > 1e-2
+
+
+def test_a_mixed_response_starts_with_prefix_tokens_and_then_has_none(rows):
+    for row in mixed(rows):
+        length = int(row["prefix_mask"].sum())
+        assert row["prefix_mask"][:length].all() and not row["prefix_mask"][length:].any()
+        assert 1 <= length <= 8
+
+
+def test_every_field_has_the_length_of_the_response(rows):
+    for row in rows:
+        names = ("response_mask", "prefix_mask", "rollout_log_probs", "old_log_probs", "advantages")
+        assert {len(row[name]) for name in names} == {len(row["responses"])}
+        assert len(row["responses"]) <= 16

@@ -1,0 +1,87 @@
+"""Look-ahead: same prompts, same order, same budget as without it, through a SIGKILL, a torn checkpoint and a resume."""
+
+import pytest
+import torch
+
+from tests.e2e.launch import survivors
+
+STEPS = (4, 5, 6)
+
+
+def prompts(run, step):
+    return sorted({int(row["index"]) for row in run.rows(step)})
+
+
+@pytest.mark.runs("six_steps")
+def test_every_prompt_is_trained_once_an_epoch(run):
+    whole = run("six_steps")
+    assert whole.code == 0, whole.output[-3000:]
+    for epoch in ((1, 2, 3), (4, 5, 6)):
+        seen = [index for step in epoch for index in prompts(whole, step)]
+        assert sorted(seen) == list(range(24))
+
+
+@pytest.mark.runs("six_steps")
+def test_history_starts_at_step_age_plus_one_and_is_age_steps_old(run):
+    whole = run("six_steps")
+    for step in range(1, 7):
+        mixed = [row for row in whole.rows(step) if row["prefix_mask"].any()]
+        if step <= 2:
+            assert mixed == []
+        else:  # a prefix that met its end token at once leaves its response on-policy
+            assert 12 <= len(mixed) <= 16
+            assert {int(row["policy_version"]) for row in mixed} == {step - 1 - 2}
+    assert "steps 1-2 have no history yet" in whole.output
+
+
+@pytest.mark.runs("six_steps")
+def test_old_log_probs_are_the_behaviour_log_probs_on_the_prefix_only(run):
+    for row in run("six_steps").rows(6):
+        prefix = row["prefix_mask"].bool()
+        assert torch.equal(row["old_log_probs"][prefix], row["rollout_log_probs"][prefix])
+        assert torch.equal(row["old_log_probs"][~prefix], row["recomputed_log_probs"][~prefix])
+
+
+@pytest.mark.runs("six_steps")
+def test_segment_metrics_are_plain_numbers_in_the_file_log(run):
+    metrics = run("six_steps").metrics()
+    assert sorted(metrics) == [1, 2, 3, 4, 5, 6]
+    for name in ("prefix_tokens_share", "prefix_kl_k3", "prefix_clip_fraction", "policy_age_mean", "prefix_entropy_mean"):
+        assert isinstance(metrics[6][f"soup/{name}"], float), name
+    assert metrics[6]["soup/policy_age_mean"] == 2
+    assert metrics[6]["soup/alignment_error_max"] < 1e-4
+    assert "soup/prefix_kl_k3" not in metrics[2]
+
+
+@pytest.mark.runs("six_steps", "resumed")
+def test_a_killed_and_resumed_run_trains_on_the_same_prompts_and_prefixes(run):
+    whole, resumed = run("six_steps"), run("resumed")
+    assert resumed.code == 0, resumed.output[-3000:]
+    for step in STEPS:
+        assert len(whole.rows(step)) == len(resumed.rows(step)) == 32
+        for a, b in zip(whole.rows(step), resumed.rows(step), strict=True):
+            assert (a["index"], a["session"]) == (b["index"], b["session"])
+            assert torch.equal(a["prefix_mask"][:8], b["prefix_mask"][:8])
+            assert torch.equal(a["policy_version"], b["policy_version"])
+            assert torch.equal(a["responses"], b["responses"])
+
+
+@pytest.mark.runs("resumed")
+def test_a_torn_checkpoint_is_refused_with_its_path_and_the_previous_one_used(run):
+    resumed = run("resumed")
+    torn = resumed.folder / "global_step_4" / "actor" / "model_world_size_1_rank_0.pt"
+    assert f"checkpoint refused: {torn}" in resumed.output
+    assert not (resumed.folder / "steps" / "step_3.pt").exists()
+    assert (resumed.folder / "steps" / "step_4.pt").exists()
+
+
+@pytest.mark.runs("resumed")
+def test_metrics_survive_the_kill(run):
+    assert sorted(run("resumed").metrics()) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.runs("killed")
+def test_a_killed_run_leaves_no_process(run):
+    killed = run("killed")
+    assert killed.code == -9
+    assert survivors(killed.folder) == []

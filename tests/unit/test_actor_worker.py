@@ -1,0 +1,136 @@
+from functools import partial
+
+import pytest
+import torch
+from tensordict import TensorDict
+from verl.utils.metric import Metric
+
+from soup_verl import actor_worker
+from soup_verl.actor_worker import SUM_PREFIX, SegmentLoss, SoupActorWorker
+
+FSDP1 = {"w": torch.arange(4.0), "b": torch.ones(2)}
+FSDP2 = ({"w": (torch.arange(4.0), "spec"), "b": (torch.ones(2), None)}, "global spec")
+
+
+class Config(dict):
+    """verl's configuration dataclasses also answer `get`."""
+
+    __getattr__ = dict.__getitem__
+
+
+def config(loss_mode="vanilla"):
+    values = {"clip_ratio": 0.2, "clip_ratio_low": None, "clip_ratio_high": 0.28, "clip_ratio_c": 3.0}
+    return Config(policy_loss={"loss_mode": loss_mode}, **values)
+
+
+def nested(*rows, dtype=torch.float32):
+    return torch.nested.as_nested_tensor([torch.tensor(r, dtype=dtype) for r in rows], layout=torch.jagged)
+
+
+def micro_batch(**fields):
+    """Two responses of 2 and 1 tokens behind prompts of 1 and 2 tokens."""
+    batch = {
+        "prompts": nested([1], [1, 2], dtype=torch.int64),
+        "responses": nested([3, 4], [5], dtype=torch.int64),
+        "old_log_probs": nested([0.25, 0.2], [0.4]).log(),
+        "advantages": nested([1.0, 1.0], [-1.0]),
+        "response_mask": nested([1, 1], [1], dtype=torch.int64),
+        **fields,
+    }
+    return TensorDict(batch, batch_size=2)
+
+
+# verl's model output is shifted by one: the log-prob of a token stands at the place before it
+MODEL_OUTPUT = {"log_probs": nested([0.3, 0.5, 0.9], [0.9, 0.2, 0.9]).log()}
+
+
+def run_loss(data, **kwargs):
+    def verls_loss(*, config, model_output, data, dp_group):
+        return torch.tensor(7.0), {"actor/pg_loss": Metric(value=7.0, aggregation="sum")}
+
+    return SegmentLoss(partial(verls_loss, config=config(**kwargs)))(MODEL_OUTPUT, data)
+
+
+def test_the_loss_is_verls_and_segment_sums_join_its_metrics():
+    loss, metrics = run_loss(micro_batch(prefix_mask=nested([1, 0], [0], dtype=torch.int8)))
+    assert loss.item() == 7.0 and metrics["actor/pg_loss"].aggregate() == 7.0
+    sums = {key.removeprefix(SUM_PREFIX): m.aggregate() for key, m in metrics.items() if key.startswith(SUM_PREFIX)}
+    assert sums["prefix_ratio"] == pytest.approx(1.2) and sums["prefix_tokens"] == 1
+    assert sums["continuation_ratio"] == pytest.approx(2.5) and sums["continuation_clipped"] == 1
+    # 0.2 / 0.4 is below 1 - clip_ratio: clip_ratio stands in where clip_ratio_low is null
+    assert sums["onpolicy_ratio"] == pytest.approx(0.5) and sums["onpolicy_clipped"] == 1
+
+
+def test_without_a_prefix_mask_every_token_is_onpolicy():
+    _, metrics = run_loss(micro_batch())
+    assert metrics[SUM_PREFIX + "onpolicy_tokens"].aggregate() == 3
+    assert metrics[SUM_PREFIX + "prefix_tokens"].aggregate() == 0
+
+
+def test_sums_are_summed_and_the_maximum_is_a_maximum_over_micro_batches():
+    _, metrics = run_loss(micro_batch())
+    for key, metric in metrics.items():
+        if key.startswith(SUM_PREFIX):
+            metric.append(metric.values[0])
+    assert metrics[SUM_PREFIX + "onpolicy_tokens"].aggregate() == 6
+    assert metrics[SUM_PREFIX + "onpolicy_ratio_max"].aggregate() == pytest.approx(2.5)
+
+
+def test_another_policy_loss_has_another_meaning_of_clipped_and_gets_no_sums():
+    _, metrics = run_loss(micro_batch(), loss_mode="gspo")
+    assert set(metrics) == {"actor/pg_loss"}
+
+
+@pytest.mark.parametrize("saved", [FSDP1, FSDP2], ids=["fsdp", "fsdp2"])
+def test_every_tensor_is_mapped_and_nothing_else(saved):
+    copied = actor_worker._map_tensors(saved, torch.clone)
+    assert type(copied) is type(saved)
+    names = actor_worker._named_tensors(copied)
+    assert {n: t.tolist() for n, t in names.items()} == {"w": [0, 1, 2, 3], "b": [1, 1]}
+    originals = actor_worker._named_tensors(saved)
+    assert all(t.data_ptr() != originals[n].data_ptr() for n, t in names.items())
+    if isinstance(saved, tuple):
+        assert copied[1] == "global spec" and copied[0]["w"][1] == "spec" and copied[0]["b"][1] is None
+
+
+class OneRankWorker(SoupActorWorker):
+    """The worker without verl's set-up; its live weights are `live`."""
+
+    rank, world_size = 0, 1
+
+    def __init__(self, live):
+        self.live, self.cpu_saved_models = live, {}
+
+    def save_model_to_cpu(self, n):
+        self.cpu_saved_models[n] = actor_worker._map_tensors(self.live, torch.clone)
+
+
+@pytest.mark.parametrize("saved", [FSDP1, FSDP2], ids=["fsdp", "fsdp2"])
+def test_kept_policies_survive_on_disk(tmp_path, saved):
+    worker = OneRankWorker(saved)
+    worker.cpu_saved_models = {3: saved, 4: actor_worker._map_tensors(saved, torch.neg)}
+    worker.write_kept_policies(str(tmp_path), [3, 4])
+    assert {p.name for p in tmp_path.iterdir()} == {f"policy_{v}_rank_0_of_1.safetensors" for v in (3, 4)}
+
+    second = OneRankWorker(actor_worker._map_tensors(saved, torch.zeros_like))
+    second.read_kept_policies(str(tmp_path), [3, 4])
+    for version, sign in ((3, 1), (4, -1)):
+        tensors = actor_worker._named_tensors(second.cpu_saved_models[version])
+        assert {n: t.tolist() for n, t in tensors.items()} == {"w": [0, sign, 2 * sign, 3 * sign], "b": [sign, sign]}
+    assert actor_worker._named_tensors(second.live)["w"].eq(0).all()
+
+
+def test_damaged_or_foreign_snapshots_are_refused_by_their_path(tmp_path):
+    worker = OneRankWorker(FSDP1)
+    worker.cpu_saved_models = {3: FSDP1}
+    path = tmp_path / "policy_3_rank_0_of_1.safetensors"
+    with pytest.raises(ValueError, match=str(path)):
+        worker.read_kept_policies(str(tmp_path), [3])
+    worker.write_kept_policies(str(tmp_path), [3])
+    with pytest.raises(ValueError, match=f"{path}: w is missing or of another shape"):
+        OneRankWorker({"w": torch.zeros(5)}).read_kept_policies(str(tmp_path), [3])
+    with pytest.raises(ValueError, match=f"{path}: other is missing"):
+        OneRankWorker({"other": torch.zeros(5)}).read_kept_policies(str(tmp_path), [3])
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=str(path)):
+        worker.read_kept_policies(str(tmp_path), [3])

@@ -1,0 +1,228 @@
+import math
+
+import pytest
+import torch
+
+from soup_verl import metrics
+from soup_verl.metrics import SEGMENTS, StepBatch, finish_update_metrics, segment_masks, step_metrics, update_sums
+
+NAN = float("nan")
+CLIP = {"clip_ratio_low": 0.2, "clip_ratio_high": 0.28, "clip_ratio_c": 3.0}
+
+
+def rows(*values):
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def test_segments_split_the_response_mask():
+    # mixed, on-policy, all prefix, mixed but with a masked prefix (prefix_objective=masked)
+    response = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0]])
+    prefix = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0]], dtype=torch.int8)
+    masks = segment_masks(response, prefix)
+    assert tuple(masks) == SEGMENTS
+    assert {name: mask.int().tolist() for name, mask in masks.items()} == {
+        "prefix": [[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]],
+        "continuation": [[0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 0]],
+        "onpolicy": [[0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]],
+    }
+
+
+# ---- during the update ----
+
+UPDATE = {
+    # ratios: 1.2 and 2.5 in the prefix, 1 and 0.5 in the continuation; on-policy 0.5 and 4
+    "log_probs": rows([0.3, 0.5, 0.7, 0.2], [0.2, 0.8, NAN, NAN]).log(),
+    "old_log_probs": rows([0.25, 0.2, 0.7, 0.4], [0.4, 0.2, NAN, NAN]).log(),
+    "advantages": rows([2, 2, 1, 1], [-1, -3, NAN, NAN]),
+    "response_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
+    "prefix_mask": torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0]], dtype=torch.int8),
+}
+
+
+def test_update_metrics_by_hand():
+    assert finish_update_metrics(update_sums(**UPDATE, **CLIP)) == pytest.approx(
+        {
+            "soup/prefix_ratio_mean": (1.2 + 2.5) / 2,
+            "soup/prefix_ratio_max": 2.5,
+            "soup/prefix_clip_fraction": 1 / 2,  # A > 0: 2.5 is above 1.28
+            "soup/prefix_dual_clip_fraction": 0,
+            "soup/prefix_gradient_lost_share": 2 / 4,
+            "soup/continuation_ratio_mean": 0.75,
+            "soup/continuation_ratio_max": 1,
+            "soup/continuation_clip_fraction": 0,  # A > 0: 0.5 keeps its gradient
+            "soup/continuation_dual_clip_fraction": 0,
+            "soup/continuation_gradient_lost_share": 0,
+            "soup/onpolicy_ratio_mean": 2.25,
+            "soup/onpolicy_ratio_max": 4,
+            "soup/onpolicy_clip_fraction": 1,  # A < 0: 0.5 is below 0.8, 4 above c = 3
+            "soup/onpolicy_dual_clip_fraction": 1 / 2,
+            "soup/onpolicy_gradient_lost_share": 1,
+        }
+    )
+
+
+def test_update_metrics_leave_empty_segments_out():
+    sums = update_sums(**{**UPDATE, "prefix_mask": torch.zeros(2, 4)}, **CLIP)
+    assert {key.split("_")[0] for key in finish_update_metrics(sums)} == {"soup/onpolicy"}
+
+
+def test_gradient_share_is_left_out_where_there_is_no_gradient():
+    finished = finish_update_metrics(update_sums(**{**UPDATE, "advantages": torch.zeros(2, 4)}, **CLIP))
+    assert "soup/prefix_ratio_mean" in finished
+    assert not any(key.endswith("gradient_lost_share") for key in finished)
+
+
+def combine(parts):
+    """As verl adds up micro-batches: keys with "max" by maximum, the others by sum."""
+    return {key: (max if key.endswith("_max") else sum)(p[key] for p in parts) for key in parts[0]}
+
+
+def test_update_sums_add_up_over_micro_batches():
+    torch.manual_seed(0)
+    batch = {
+        "log_probs": -torch.rand(6, 5) * 2,
+        "old_log_probs": -torch.rand(6, 5) * 2,
+        "advantages": torch.randn(6, 5),
+        "response_mask": torch.arange(5) < torch.tensor([[5], [1], [3], [4], [2], [5]]),
+        "prefix_mask": torch.arange(5) < torch.tensor([[2], [0], [3], [0], [1], [0]]),
+    }
+    whole = update_sums(**batch, **CLIP)
+    for cuts in ([1, 5], [3, 3], [2, 2, 2], [1] * 6):
+        chunks = [dict(zip(batch, part, strict=True)) for part in zip(*(t.split(cuts) for t in batch.values()))]
+        parts = [update_sums(**chunk, **CLIP) for chunk in chunks]
+        assert combine(parts) == pytest.approx(whole)
+        assert finish_update_metrics(combine(parts)) == pytest.approx(finish_update_metrics(whole))
+
+
+def test_sums_over_ranks_may_be_averaged_instead():
+    """verl averages sums over ranks; every metric is a ratio of two sums, so it does not matter."""
+    sums = update_sums(**UPDATE, **CLIP)
+    halved = {key: value if key.endswith("_max") else value / 2 for key, value in sums.items()}
+    assert finish_update_metrics(halved) == pytest.approx(finish_update_metrics(sums))
+
+
+# ---- before the update ----
+
+
+def step_batch(**changes):
+    """Prompts a and b, a mixed and an on-policy response each; 7 tokens are the current policy's own."""
+    half, quarter = math.log(0.5), math.log(0.25)
+    fields = {
+        "uids": ["a", "a", "b", "b"],
+        "response_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]]),
+        "prefix_mask": torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]], dtype=torch.int8),
+        "policy_version": torch.tensor([3, -1, 1, -1]),
+        "current_version": 5,
+        # pi / b is 2, 2 and 0.5 on the prefix; elsewhere equal but for 0.07 in one token
+        "behavior_log_probs": rows(
+            [quarter, quarter, -1, -2], [-1, -1, -1.07, NAN], [half, -3, NAN, NAN], [-1, NAN, NAN, NAN]
+        ),
+        "old_log_probs": rows([half, half, -1, -2], [-1, -1, -1, NAN], [quarter, -3, NAN, NAN], [-1, NAN, NAN, NAN]),
+        "entropy": rows([1, 2, 1, 1], [2, 2, 2, NAN], [3, 4, NAN, NAN], [6, NAN, NAN, NAN]),
+        "rewards": rows(1, 0, 0.5, -1),
+        "solved": torch.tensor([True, False, False, False]),
+        "answers": ["7", "8", "7", "7"],
+    }
+    return StepBatch(**{**fields, **changes})
+
+
+def test_step_metrics_by_hand():
+    ln2 = math.log(2)
+    assert step_metrics(step_batch()) == pytest.approx(
+        {
+            "soup/prefix_tokens_total": 3,
+            "soup/continuation_tokens_total": 3,
+            "soup/onpolicy_tokens_total": 4,
+            "soup/mixed_responses_share": 0.5,
+            "soup/prefix_tokens_share": 0.3,
+            "soup/prefix_length_mean": 1.5,
+            "soup/prefix_length_min": 1,
+            "soup/prefix_length_max": 2,
+            "soup/policy_age_mean": 3,
+            "soup/policy_age_min": 2,
+            "soup/policy_age_max": 4,
+            "soup/prefix_entropy_mean": 2,
+            "soup/continuation_entropy_mean": 2,
+            "soup/onpolicy_entropy_mean": 3,
+            "soup/prefix_kl_k1": -ln2 / 3,
+            "soup/prefix_kl_k3": (2 * (1 - ln2) + (ln2 - 0.5)) / 3,
+            "soup/prefix_effective_sample_share": 4.5**2 / (3 * 8.25),
+            "soup/mixed_reward_mean": 0.75,
+            "soup/onpolicy_reward_mean": -0.5,
+            "soup/mixed_solved_rate": 0.5,
+            "soup/onpolicy_solved_rate": 0,
+            "soup/prompts_solved_by_none_share": 0.5,
+            "soup/prompts_solved_by_all_share": 0,
+            "soup/prompts_solved_only_mixed_share": 0.5,
+            "soup/prompts_solved_only_onpolicy_share": 0,
+            "soup/distinct_answers_mean": 1.5,
+            "soup/alignment_error_max": 0.07,
+            "soup/alignment_error_mean": 0.01,
+        },
+        rel=1e-5,
+        abs=1e-7,
+    )
+
+
+def test_prompts_by_who_solved_them():
+    batch = step_batch(
+        uids=["all", "all", "on", "on", "none", "none", "mix", "mix"],
+        response_mask=torch.ones(8, 2),
+        prefix_mask=torch.tensor([[1, 0], [0, 0]] * 4),
+        solved=torch.tensor([True, True, False, True, False, False, True, False]),
+    )
+    assert metrics._prompts_by_kind(StepBatch(**{**vars(batch), "answers": None})) == {
+        "soup/prompts_solved_by_none_share": 0.25,
+        "soup/prompts_solved_by_all_share": 0.25,
+        "soup/prompts_solved_only_mixed_share": 0.25,
+        "soup/prompts_solved_only_onpolicy_share": 0.25,
+    }
+
+
+def test_a_batch_without_history_leaves_prefix_metrics_out():
+    metrics = step_metrics(step_batch(prefix_mask=torch.zeros(4, 4), policy_version=torch.full((4,), -1)))
+    assert metrics["soup/mixed_responses_share"] == metrics["soup/prefix_tokens_share"] == 0
+    assert metrics["soup/onpolicy_tokens_total"] == 10
+    absent = ("prefix_length", "policy_age", "prefix_kl", "prefix_effective", "prefix_entropy", "continuation_entropy")
+    assert not any(key.startswith(tuple(f"soup/{name}" for name in absent)) for key in metrics)
+    assert not any("mixed_reward" in key or "only_mixed" in key for key in metrics)
+
+
+@pytest.mark.parametrize(
+    ("field", "lost"),
+    [
+        ("entropy", {"prefix_entropy_mean", "continuation_entropy_mean", "onpolicy_entropy_mean"}),
+        ("answers", {"distinct_answers_mean"}),
+        (
+            "old_log_probs",
+            {
+                "prefix_kl_k1",
+                "prefix_kl_k3",
+                "prefix_effective_sample_share",
+                "alignment_error_max",
+                "alignment_error_mean",
+            },
+        ),
+    ],
+)
+def test_metrics_of_what_was_not_computed_are_left_out(field, lost):
+    missing = set(step_metrics(step_batch())) - set(step_metrics(step_batch(**{field: None})))
+    assert missing == {f"soup/{name}" for name in lost}
+
+
+def test_all_prefix_batch_has_no_alignment_error():
+    masks = torch.ones(4, 4)
+    finite = torch.zeros(4, 4)
+    metrics = step_metrics(
+        step_batch(
+            response_mask=masks, prefix_mask=masks, old_log_probs=finite, behavior_log_probs=finite, entropy=finite
+        )
+    )
+    assert metrics["soup/prefix_tokens_share"] == 1
+    assert not any("alignment" in key or "onpolicy_reward" in key for key in metrics)
+
+
+def test_metrics_surface_a_nan_in_a_generated_token():
+    entropy = step_batch().entropy.clone()
+    entropy[1, 0] = NAN
+    assert math.isnan(step_metrics(step_batch(entropy=entropy))["soup/onpolicy_entropy_mean"])
