@@ -13,6 +13,7 @@ import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 FOLDER = "soup"
 MANIFEST = "manifest.json"
@@ -94,16 +95,28 @@ def verify(checkpoint: Path) -> None:
         raise TornCheckpoint(manifest, "missing, so the checkpoint was not written to its end") from None
     except ValueError as error:
         raise TornCheckpoint(manifest, f"not readable ({error})") from None
-    if listing.get("format") != FORMAT:
-        raise TornCheckpoint(manifest, f"format {listing.get('format')!r}, expected {FORMAT}")
+    if not _is_listing(listing):
+        raise TornCheckpoint(manifest, f"not a manifest of format {FORMAT}")
     for name, facts in listing["files"].items():
-        path = checkpoint / name
-        if not path.is_file():
-            raise TornCheckpoint(path, "missing")
-        if path.stat().st_size != facts["bytes"]:
-            raise TornCheckpoint(path, f"{path.stat().st_size} bytes, {facts['bytes']} were written")
-        if "crc32" in facts and _crc32(path) != facts["crc32"]:
-            raise TornCheckpoint(path, "its checksum is not the one that was written")
+        _verify_file(checkpoint / name, facts)
+
+
+def _is_listing(listing: Any) -> bool:
+    if not isinstance(listing, dict) or listing.get("format") != FORMAT or not isinstance(listing.get("files"), dict):
+        return False
+    return all(
+        isinstance(facts, dict) and "bytes" in facts and facts.keys() <= {"bytes", "crc32"}
+        for facts in listing["files"].values()
+    )
+
+
+def _verify_file(path: Path, facts: dict[str, int]) -> None:
+    if not path.is_file():
+        raise TornCheckpoint(path, "missing")
+    if path.stat().st_size != facts["bytes"]:
+        raise TornCheckpoint(path, f"{path.stat().st_size} bytes, {facts['bytes']} were written")
+    if "crc32" in facts and _crc32(path) != facts["crc32"]:
+        raise TornCheckpoint(path, "its checksum is not the one that was written")
 
 
 def newest_intact(root: Path) -> tuple[Path | None, list[TornCheckpoint]]:

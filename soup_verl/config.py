@@ -300,14 +300,15 @@ def _check_objective(soup: SoupConfig, config: Mapping[str, Any]) -> None:
         True,
         "false with soup.prefix_objective=decoupled, which clips around the recomputed old_log_probs",
     )
-    rollout_is = _get(config, f"{correction}.rollout_is")
-    _require(
-        rollout_is is None,
-        f"{correction}.rollout_is",
-        rollout_is,
-        "null with soup.prefix_objective=decoupled, which already weights prefix tokens",
-        "Both together would weight them twice.",
-    )
+    for name in ("rollout_is", "rollout_rs"):
+        value = _get(config, f"{correction}.{name}")
+        _require(
+            value is None,
+            f"{correction}.{name}",
+            value,
+            "null with soup.prefix_objective=decoupled, which already weights prefix tokens",
+            "Both together would correct them twice.",
+        )
 
 
 def _check_prompt_order(soup: SoupConfig, config: Mapping[str, Any]) -> None:

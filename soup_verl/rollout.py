@@ -1,10 +1,10 @@
 """The mixed-policy rollout: the only file that knows verl's agent loops.
 
-    SoupTrainer                          puts GroupPrefixes beside each prompt of a batch
-      -> SoupAgentLoopManager            one a run: dispatches prompts, and prefix requests for batches to come
-           -> SoupAgentLoopWorker        a Ray actor: runs sessions, samples prefixes, stores results in TransferQueue
-                -> SoupAgentLoop         one session: a response on-policy, or prefix + continuation
-                     -> ContinuingClient joins a prefix and the engine's continuation, token ids and log-probs
+SoupTrainer                          puts GroupPrefixes beside each prompt of a batch
+  -> SoupAgentLoopManager            one a run: dispatches prompts, and prefix requests for batches to come
+       -> SoupAgentLoopWorker        a Ray actor: runs sessions, samples prefixes, stores results in TransferQueue
+            -> SoupAgentLoop         one session: a response on-policy, or prefix + continuation
+                 -> ContinuingClient joins a prefix and the engine's continuation, token ids and log-probs
 """
 
 from __future__ import annotations
@@ -87,6 +87,8 @@ class ContinuingClient:
 class SoupAgentLoop(SingleTurnAgentLoop):
     """verl's single-turn agent loop; with a prefix at hand, its response starts with it."""
 
+    server_manager: Any
+
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
         soup = SoupConfig.parse(self.config.soup)
         if soup.sampling_seed is not None:
@@ -132,7 +134,8 @@ class SoupAgentLoopWorker(AgentLoopWorker):
                 )
             await super()._run_agent_loop(sampling_params, trajectory, agent_name=agent_name, **kwargs)
         except Exception as error:  # verl logs it here and only counts the failure elsewhere
-            self._errors.append(f"{type(error).__name__}: {error}")
+            cause = getattr(error, "cause", None) or error  # what Ray's wrapper wraps, if the reward worker raised
+            self._errors.append(f"{type(cause).__name__}: {cause}")
             raise
 
     async def _agent_loop_postprocess(self, output: AgentLoopOutput, validate: bool, **kwargs: Any) -> None:

@@ -106,4 +106,5 @@ def _report(error: Exception, config: DictConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "error.txt").write_text("".join(traceback.format_exception(error)))
     cause = getattr(error, "cause", None) or error  # Ray wraps the task's own exception
-    print(f"error: {type(cause).__name__}: {cause} (traceback: {folder / 'error.txt'})", file=sys.stderr)
+    line = " ".join(f"error: {type(cause).__name__}: {cause} (traceback: {folder / 'error.txt'})".split())
+    sys.stderr.write(line + "\n")

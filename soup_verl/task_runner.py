@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from verl.trainer.main_ppo import TaskRunnerV1
@@ -13,7 +14,7 @@ from verl.utils.import_utils import import_external_libs
 
 from soup_verl import run_log
 
-_TaskRunner = TaskRunnerV1.__ray_metadata__.modified_class.__ray_actor_class__
+_TaskRunner: Any = TaskRunnerV1.__ray_metadata__.modified_class.__ray_actor_class__
 
 
 class SoupTaskRunner(_TaskRunner):

@@ -38,7 +38,7 @@ from verl.workers.utils.padding import response_to_nested
 from soup_verl import checkpoint, core_algos, register
 from soup_verl.actor_worker import SUM_PREFIX, SoupActorWorker
 from soup_verl.config import ConfigError, SoupConfig
-from soup_verl.history import GroupPrefixes, PendingPrefixes, PrefixSource, build_source
+from soup_verl.history import LookaheadSource, PendingPrefixes, PrefixSource, build_source
 from soup_verl.metrics import StepBatch, finish_update_metrics, step_metrics
 from soup_verl.mixing import MixingPlanner
 from soup_verl.prompt_stream import ReadAheadLoader
@@ -66,6 +66,8 @@ def prompt_key(raw_prompt: Any) -> str:
 @register_trainer("soup")
 class SoupTrainer(PPOTrainerSync):
     """Single-sample mix-policy training on verl's V1 trainer. With `soup.mixed_fraction=0` it is verl's GRPO."""
+
+    train_dataloader: Any
 
     def __init__(self, config: DictConfig):
         config.trainer.v1.trainer_mode = "sync"  # verl compares this name with "sync" to choose its behaviour
@@ -100,8 +102,8 @@ class SoupTrainer(PPOTrainerSync):
         self._fetched_step = self.global_steps - 1
         if self._source is None:
             return
-        if self._soup.source == "lookahead" and self.global_steps == 1:
-            logger.info("steps 1-%d have no history yet and are plain on-policy", self._soup.lookahead.age)
+        if isinstance(self._source, LookaheadSource) and (steps := self._source.without_history(self.global_steps)):
+            logger.info("steps %d-%d have no history yet and are plain on-policy", steps[0], steps[-1])
         if self.global_steps > 1:  # resumed: the step before ended with history from its weights
             self.checkpoint_manager.sleep_replicas()
             self._source.after_update(self.global_steps - 1)
@@ -232,7 +234,7 @@ class SoupTrainer(PPOTrainerSync):
         rows = [i for i, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
         rewards = data["rm_scores"][rows].sum(dim=-1)
         info = [_reward_info(data["extra_fields"][i]) for i in rows]
-        acc = [i.get("acc") for i in info]
+        acc: list[Any] = [i.get("acc") for i in info]
         bypass = self.config.algorithm.rollout_correction.get("bypass_mode", False)
         return StepBatch(
             uids=[data["uid"][i] for i in rows],
@@ -244,7 +246,7 @@ class SoupTrainer(PPOTrainerSync):
             old_log_probs=None if bypass else data["old_log_probs"][rows],
             entropy=data["entropy"][rows] if "entropy" in data else None,
             rewards=rewards,
-            solved=rewards > 0 if None in acc else torch.tensor([float(a) > 0.5 for a in acc]),
+            solved=rewards > 0 if None in acc else torch.tensor([bool(a > 0.5) for a in acc]),
             answers=[str(i["pred"]) for i in info] if all("pred" in i for i in info) else None,
         )
 
@@ -260,7 +262,7 @@ class SoupTrainer(PPOTrainerSync):
     # ------------------------------ failures ------------------------------
 
     def _raise_session_errors(self) -> None:
-        manager = getattr(self, "agent_loop_manager", None)
+        manager: Any = getattr(self, "agent_loop_manager", None)
         errors = manager.take_errors() if hasattr(manager, "take_errors") else []
         if errors:
             raise SessionsFailed(errors, self.global_steps)
@@ -348,11 +350,11 @@ class SoupTrainer(PPOTrainerSync):
     def _history_settings(self) -> dict[str, Any]:
         """Settings that a stored history depends on."""
         soup, length = self._soup, self._soup.prefix_length
-        return {
+        of_source = {"soup.lookahead.age": soup.lookahead.age} if soup.source == "lookahead" else {}
+        return of_source | {
             "soup.mixed_fraction": soup.mixed_fraction,
             "soup.source": soup.source,
             "soup.seed": soup.seed,
-            "soup.lookahead.age": soup.lookahead.age,
             "soup.prefix_length": [length.distribution, length.low, length.high],
             "actor_rollout_ref.rollout.n": self.config.actor_rollout_ref.rollout.n,
             "data.train_batch_size": self.config.data.train_batch_size,
@@ -369,12 +371,12 @@ class SoupTrainer(PPOTrainerSync):
         if trainer.resume_mode != "auto":
             return None
         root = Path(trainer.default_local_dir).absolute()
-        folder, refused = checkpoint.newest_intact(root)
+        newest, refused = checkpoint.newest_intact(root)
         for error in refused:
             logger.warning("checkpoint refused: %s", error)
-        if folder is None and (root / "latest_checkpointed_iteration.txt").exists():
+        if newest is None and (root / "latest_checkpointed_iteration.txt").exists():
             raise ValueError(f"no intact checkpoint under {root}; newest: {refused[0] if refused else 'none'}")
-        return folder
+        return newest
 
     @contextmanager
     def _resume_from(self, folder: Path | None) -> Iterator[None]:

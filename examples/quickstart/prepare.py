@@ -11,18 +11,21 @@ and then the result alone:
 
 Data flow; every name is a function of this file:
 
-    draw_problems -> sft, probe, val, train: no problem is in two of them
-    build_tokenizer, build_model -> warm_start (learns sft, stops by probe) -> pass_rates (val)
+    draw_problems -> sft, val, train: no problem is in two of them
+    build_tokenizer, build_model -> warm_start (learns sft) -> pass_rates (val)
     prepare writes DIR/model, DIR/train.parquet, DIR/val.parquet and, last of all, DIR/prepare.json
 
-The warm start stops early on purpose: what is left to learn is what reinforcement learning is to show.
+Half of the demonstrations in `sft` stop before the last term. A model that imitates them stops early as often, and
+errs in some sums besides: reinforcement learning can mend both, and the first within a few dozen steps.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
+import random
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -43,6 +46,7 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen2Tokenizer,
 )
+from transformers.utils import logging as transformers_logging
 
 DATA_SOURCE = "chain_sum"
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -60,22 +64,20 @@ IGNORED = -100  # the label cross-entropy skips
 class Settings:
     """Everything that decides what is made; `prepare.json` repeats it.
 
-    Sizes count problems, terms of a sum, digits of a term, steps or tokens. `sft_target` is the mean probability of the
-    whole worked solution at which the warm start stops; pass@1 at temperature 1 lies close above it.
+    Sizes count problems, terms of a sum, digits of a term, steps or tokens; `hasty` is the share of the demonstrations
+    that stop early.
     """
 
     seed: int = 0
-    min_terms: int = 3
-    max_terms: int = 5
-    max_digits: int = 1
+    terms: int = 4
+    digits: int = 1
+    hasty: float = 0.5
     train_problems: int = 4096
     val_problems: int = 128
-    probe_problems: int = 256
     sft_batch: int = 16
-    sft_steps: int = 400
+    sft_steps: int = 500
     sft_lr: float = 5e-3
     sft_lr_matrices: float = 3e-2
-    sft_target: float = 0.2
     samples: int = 8
     max_prompt_tokens: int = 48
     max_response_tokens: int = 48
@@ -83,28 +85,37 @@ class Settings:
 
 @dataclass(frozen=True)
 class Problem:
-    """One sum: what is asked ("27+48-35="), the worked solution, and the result alone."""
+    """One sum as reasoning-gym writes it ("27 + 48 - 35"), a worked solution, and the right result alone."""
 
-    question: str
+    expression: str
     solution: str
     answer: str
 
+    @property
+    def question(self) -> str:
+        """What the user asks: the expression without its spaces, and "="."""
+        return self.expression.replace(" ", "") + "="
 
-def work_out(expression: str) -> Problem:
-    """Write the running totals of `expression` ("27 + 48 - 35": numbers and operators, spaces between)."""
-    total_text, *rest = expression.split()
-    total, lines = int(total_text), []
+
+def work_out(expression: str, lines: int | None = None) -> Problem:
+    """Write the running totals of `expression`, numbers and operators with spaces between, and the last one alone.
+
+    The solution stops after `lines` lines (None: after all of them); the answer is the right one either way.
+    """
+    first, *rest = expression.split()
+    total, worked = int(first), []
+    totals = [total]
     for operator, number in zip(rest[::2], rest[1::2], strict=True):
-        after = total + int(number) if operator == "+" else total - int(number)
-        lines.append(f"{total}{operator}{number}={after}")
-        total = after
-    return Problem(expression.replace(" ", "") + "=", "\n".join([*lines, str(total)]), str(total))
+        total += int(operator + number)
+        worked.append(f"{totals[-1]}{operator}{number}={total}")
+        totals.append(total)
+    stop = len(worked) if lines is None else lines
+    return Problem(expression, "\n".join([*worked[:stop], str(totals[stop])]), str(total))
 
 
 def draw_problems(settings: Settings) -> dict[str, list[Problem]]:
-    """Draw distinct problems from reasoning-gym and deal them to the splits `probe`, `val`, `train` and `sft`."""
+    """Draw distinct problems from reasoning-gym and deal them to the splits; a `hasty` share of `sft` stops early."""
     counts = {
-        "probe": settings.probe_problems,
         "val": settings.val_problems,
         "train": settings.train_problems,
         "sft": settings.sft_batch * settings.sft_steps,
@@ -114,20 +125,31 @@ def draw_problems(settings: Settings) -> dict[str, list[Problem]]:
         "chain_sum",
         size=2 * wanted,
         seed=settings.seed * 10_000_000,  # reasoning-gym draws problem i from seed + i
-        min_terms=settings.min_terms,
-        max_terms=settings.max_terms,
-        min_digits=1,
-        max_digits=settings.max_digits,
+        min_terms=settings.terms,
+        max_terms=settings.terms,
+        min_digits=settings.digits,
+        max_digits=settings.digits,
     )
-    distinct: dict[str, Problem] = {}
+    answers: dict[str, str] = {}  # by expression, so that each is there once
     for entry in source:
-        problem = work_out(entry["metadata"]["expression"])
-        assert problem.answer == entry["answer"], f"worked out {problem}, reasoning-gym says {entry['answer']}"
-        distinct.setdefault(problem.question, problem)
-        if len(distinct) == wanted:
+        answers.setdefault(entry["metadata"]["expression"], entry["answer"])
+        if len(answers) == wanted:
             break
-    problems = iter(distinct.values())
-    return {split: [next(problems) for _ in range(count)] for split, count in counts.items()}
+    else:
+        raise ValueError(f"chain_sum gave {len(answers)} different problems, not {wanted}: use more terms or digits")
+    expressions, rng = iter(answers), random.Random(settings.seed)
+    splits = {
+        split: [work_out(expression) for expression in itertools.islice(expressions, count)]
+        for split, count in counts.items()
+    }
+    for problem in itertools.chain(*splits.values()):
+        expected = answers[problem.expression]
+        assert problem.answer == expected, f"worked out {problem}, reasoning-gym says {expected}"
+    splits["sft"] = [
+        work_out(problem.expression, rng.randrange(1, settings.terms - 1)) if rng.random() < settings.hasty else problem
+        for problem in splits["sft"]
+    ]
+    return splits
 
 
 def rows(problems: list[Problem], split: str) -> pd.DataFrame:
@@ -145,7 +167,7 @@ def rows(problems: list[Problem], split: str) -> pd.DataFrame:
 
 
 def byte_symbols() -> list[str]:
-    """Return the 256 printable characters that stand for the bytes 0..255 in a byte-level vocabulary (GPT-2's table)."""
+    """Return the printable characters that stand for the bytes 0..255 in a byte-level vocabulary (GPT-2's table)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = iter(range(256, 512))
     return [chr(byte if byte in printable else next(hidden)) for byte in range(256)]
@@ -218,20 +240,12 @@ def teacher_batch(tokenizer: PreTrainedTokenizerBase, problems: list[Problem]) -
 
 
 def solution_nll(model: Qwen2ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the negative log-probability of each solution token, (batch, length - 1), in nats; 0 off the solution."""
-    logits = model(input_ids=ids[:, :-1]).logits
-    return torch.nn.functional.cross_entropy(
-        logits.transpose(1, 2), labels[:, 1:], ignore_index=IGNORED, reduction="none"
-    )
+    """Return the negative log-probability of the solution tokens, in nats, a mean over all of them in the batch.
 
-
-@torch.no_grad()
-def solution_probability(model: Qwen2ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> float:
-    """Return the probability of sampling the whole worked solution at temperature 1, averaged over the batch.
-
-    A lower bound on pass@1 without sampling noise: it leaves out answers that are right by another way.
+    Padding stands on the right, where a causal model cannot see it: no attention mask is needed.
     """
-    return solution_nll(model, ids, labels).sum(dim=1).neg().exp().mean().item()
+    logits = model(input_ids=ids[:, :-1]).logits
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
 
 
 def build_optimizers(model: Qwen2ForCausalLM, settings: Settings) -> list[torch.optim.Optimizer]:
@@ -246,44 +260,37 @@ def build_optimizers(model: Qwen2ForCausalLM, settings: Settings) -> list[torch.
 
 
 def warm_start(
-    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, splits: dict[str, list[Problem]], settings: Settings
-) -> int:
-    """Train on worked solutions, each seen once, until the probe's solution probability reaches `sft_target`.
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, problems: list[Problem], settings: Settings
+) -> None:
+    """Train on the problems' solutions, `sft_batch` a step, each seen once.
 
-    The loss is the mean over the solution tokens of a batch; the learning rate rises for 20 steps and falls linearly to
-    0 at `sft_steps`, the most steps there are. Returns the number of steps taken.
+    The loss is the mean over the solution tokens of a batch, in nats; the learning rates rise for 20 steps and fall
+    linearly to 0 at the last step.
     """
-    probe = teacher_batch(tokenizer, splits["probe"])
     optimizers = build_optimizers(model, settings)
-    schedule = [
+    schedules = [
         torch.optim.lr_scheduler.LambdaLR(each, lambda k: min(1.0, (k + 1) / 20) * (1 - k / settings.sft_steps))
         for each in optimizers
     ]
     columns = (TextColumn("warm start"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns) as progress:
         bar = progress.add_task("", total=settings.sft_steps)
-        for step in range(1, settings.sft_steps + 1):
-            ids, labels = teacher_batch(tokenizer, splits["sft"][(step - 1) * settings.sft_batch :][: settings.sft_batch])
-            loss = solution_nll(model, ids, labels).sum() / (labels != IGNORED).sum()
+        for step in range(settings.sft_steps):
+            ids, labels = teacher_batch(tokenizer, problems[step * settings.sft_batch :][: settings.sft_batch])
+            loss = solution_nll(model, ids, labels)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for each in (*optimizers, *schedule):
+            for each in (*optimizers, *schedules):
                 each.step()
             model.zero_grad()
-            progress.update(bar, completed=step)
-            if step % 5 == 0:
-                reached = solution_probability(model, *probe)
-                progress.update(bar, description=f"step {step}: solution probability {reached:.2f}")
-                if reached >= settings.sft_target:
-                    break
-    return step
+            progress.update(bar, advance=1, description=f"step {step + 1}/{settings.sft_steps}, loss {loss.item():.2f}")
 
 
 @torch.no_grad()
 def pass_rates(
     model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, problems: list[Problem], settings: Settings
 ) -> tuple[float, float]:
-    """Sample `samples` responses a problem at temperature 1; return pass@1 and pass@samples, each a mean over problems."""
+    """Sample `samples` responses a problem at temperature 1; return pass@1 and pass@samples, means over problems."""
     messages = [[{"role": "user", "content": problem.question}] for problem in problems]
     batch = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
@@ -298,8 +305,8 @@ def pass_rates(
     )
     texts = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     truths = [problem.answer for problem in problems for _ in range(settings.samples)]
-    correct = torch.tensor([compute_score(DATA_SOURCE, text, truth)["acc"] for text, truth in zip(texts, truths)])
-    correct = correct.view(len(problems), settings.samples)
+    scores = [compute_score(DATA_SOURCE, text, truth)["acc"] for text, truth in zip(texts, truths, strict=True)]
+    correct = torch.tensor(scores).view(len(problems), settings.samples)
     return correct.mean().item(), correct.amax(dim=1).mean().item()
 
 
@@ -319,7 +326,7 @@ def check_lengths(
         ("response", response, settings.max_response_tokens),
     ):
         if length > limit:
-            raise ValueError(f"max_{name}_tokens is {limit}, the longest {name} has {length}: use fewer terms or digits")
+            raise ValueError(f"max_{name}_tokens is {limit}, a {name} has {length}: use fewer terms or digits")
     return {"longest_prompt_tokens": prompt, "longest_response_tokens": response}
 
 
@@ -347,7 +354,7 @@ def prepare(out: Path, settings: Settings) -> dict[str, object]:
     model = build_model(tokenizer)
 
     started = time.perf_counter()
-    steps = warm_start(model, tokenizer, splits, settings)
+    warm_start(model, tokenizer, splits["sft"], settings)
     seconds = time.perf_counter() - started
 
     out.mkdir(parents=True, exist_ok=True)
@@ -360,7 +367,7 @@ def prepare(out: Path, settings: Settings) -> dict[str, object]:
     report = {
         "settings": asdict(settings),
         "parameters": sum(weight.numel() for weight in model.parameters()),
-        "sft_steps": steps,
+        "sft_steps": settings.sft_steps,
         "sft_seconds": round(seconds, 1),
         "pass@1": pass_1,
         f"pass@{settings.samples}": pass_n,
@@ -377,11 +384,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the quickstart's model and data.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--seed", type=int, default=Settings.seed)
-    parser.add_argument("--sft-steps", type=int, default=Settings.sft_steps, help="most steps of the warm start")
+    parser.add_argument("--sft-steps", type=int, default=Settings.sft_steps, help="steps of the warm start")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads; results differ slightly with their number")
     arguments = parser.parse_args()
     settings = Settings(seed=arguments.seed, sft_steps=arguments.sft_steps)
     torch.set_num_threads(arguments.threads)
+    transformers_logging.disable_progress_bar()
     torch.set_float32_matmul_precision("medium")  # bf16 products where the CPU has units for them; weights stay float32
     try:
         if finished(arguments.out, settings):

@@ -72,7 +72,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read the one jsonl log under `folder`; a last line cut short by a crash is an error that names its line.
+    """Read the one jsonl log under `folder`.
 
     Raises:
         ValueError: no log, several logs, or a line that is not {"step": N, "data": {...}}.
@@ -129,7 +129,8 @@ def shown(value: object) -> str:
 
 def print_table(summary: dict) -> None:
     """Print both runs side by side."""
-    table = Table(title="Quickstart: GRPO and SOUP", caption=f"SOUP step / GRPO step: {shown(summary['step_time_ratio'])}")
+    ratio = shown(summary["step_time_ratio"])
+    table = Table(title="Quickstart: GRPO and SOUP", caption=f"step time, SOUP / GRPO: {ratio}")
     table.add_column("")
     table.add_column("GRPO", justify="right")
     table.add_column("SOUP", justify="right")
@@ -169,7 +170,8 @@ def plot_curves(grpo: Run, soup: Run, path: Path) -> None:
     draw(reward, "Training reward (mean of 5 steps)", "mean reward", rewards)
     reward.set_ylim(0, 1)
     draw(entropy, "Entropy", "nats a token", {name: run.series(ENTROPY) for name, run in runs.items()})
-    draw(prefix_kl, "KL on prefix tokens", "k3 estimate, nats a token", {"SOUP": soup.series(SOUP_METRICS["prefix_kl"])})
+    divergence = {"SOUP": soup.series(SOUP_METRICS["prefix_kl"])}
+    draw(prefix_kl, "KL on prefix tokens", "k3 estimate, nats a token", divergence)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

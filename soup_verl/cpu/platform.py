@@ -74,7 +74,7 @@ class PlatformCPU(PlatformBase):
     def is_available(self) -> bool:
         return True
 
-    def current_device(self) -> torch.device:  # type: ignore[override]
+    def current_device(self) -> torch.device:
         """A device, not an index: torch takes an index for a CUDA device."""
         return torch.device("cpu")
 

@@ -24,12 +24,15 @@ def join_gloo_group() -> None:
         torch.distributed.init_process_group(backend="gloo", rank=rank, world_size=world_size)
 
 
+_FSDP1 = "torch.distributed.fsdp._init_utils"
+
+
 class _CpuEngine:
     def _build_fsdp_module(self, module: torch.nn.Module) -> torch.nn.Module:
         """Build as verl does, less three things it hard-codes for accelerators: FSDP1 refuses to broadcast CPU
         parameters, and a reference model asks for CPU offload with pinned memory."""
         with (
-            mock.patch("torch.distributed.fsdp._init_utils._check_module_states_for_sync_module_states", lambda _: None),
+            mock.patch(f"{_FSDP1}._check_module_states_for_sync_module_states", lambda _: None),
             mock.patch("torch.distributed.fsdp.CPUOffload", lambda **kwargs: None),
             mock.patch("verl.workers.engine.fsdp.transformer_impl.CPUOffloadPolicy", lambda **kwargs: None),
         ):
@@ -99,6 +102,8 @@ def on_cpu(worker_class: Any) -> Any:
 
 class CpuTrainer:
     """Mixin for a trainer: CPU workers, and no two-second naps while polling for finished responses."""
+
+    role_worker_mapping: dict[Any, Any]
 
     def __init__(self, config: Any):
         config.trainer.v1.trainer_mode = "sync"  # verl compares this name with "sync" to choose its behaviour

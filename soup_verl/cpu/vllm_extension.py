@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
 
-def _linear_that_keeps_its_weight(layer: torch.nn.Module, remove_weight: bool) -> None:
+def _linear_that_keeps_its_weight(layer: Any, remove_weight: bool) -> None:
     layer.cpu_linear = lambda x, weight, bias: F.linear(x, weight, bias)
 
 

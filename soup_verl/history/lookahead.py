@@ -45,6 +45,11 @@ class LookaheadSource(PrefixSource):
             self._ready[step] = pending.result()
         self._under_way.clear()
 
+    def without_history(self, step: int) -> list[int]:
+        """The steps from `step` on that will be plain on-policy: at the start, and where a resumed run is extended."""
+        stop = min(step + self._age, self._last_step + 1)
+        return [s for s in range(step, stop) if s not in self._ready and self._engine.wants_prefixes(s)]
+
     def save(self, folder: Path) -> None:
         assert not self._under_way, f"prefixes of steps {sorted(self._under_way)} are still being sampled"
         write_prefixes(folder / PREFIX_FILE, self._ready)

@@ -31,9 +31,7 @@ class SnapshotSource(PrefixSource):
 
     read_ahead = 1
 
-    def __init__(
-        self, engine: PolicyEngine, *, every: int, capacity: int, choice: str, seed: int, last_step: int
-    ):
+    def __init__(self, engine: PolicyEngine, *, every: int, capacity: int, choice: str, seed: int, last_step: int):
         self._engine = engine
         self._every = every
         self._capacity = capacity
@@ -76,5 +74,8 @@ class SnapshotSource(PrefixSource):
         self._engine.save_policies(folder, self._kept)
 
     def load(self, folder: Path) -> None:
-        self._kept = [int(v) for v in json.loads((folder / BUFFER_FILE).read_text())["versions"]]
+        try:
+            self._kept = [int(v) for v in json.loads((folder / BUFFER_FILE).read_text())["versions"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder / BUFFER_FILE}: not a readable list of kept policies ({error})") from error
         self._engine.load_policies(folder, self._kept)

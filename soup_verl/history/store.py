@@ -48,9 +48,12 @@ def read_prefixes(path: Path) -> dict[int, list[GroupPrefixes]]:
         ValueError: the file is not a readable parquet file of prefixes; names it.
     """
     try:
-        rows = pq.read_table(path, schema=SCHEMA).to_pylist()
-    except (OSError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path}: not a readable file of prefixes ({error})") from error
+    if not table.schema.equals(SCHEMA):
+        raise ValueError(f"{path}: not a file of prefixes, its columns are {table.schema.names}")
+    rows = table.to_pylist()
     steps: dict[int, dict[int, GroupPrefixes]] = {}
     for row in rows:
         groups = steps.setdefault(row["step"], {})

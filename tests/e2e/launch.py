@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+
 from soup_verl import run_log
 
 ROOT = Path(__file__).parents[2]
@@ -78,9 +79,7 @@ def command(assets: Path, folder: Path, *overrides: str) -> list[str]:
     return [sys.executable, "-m", "recipe.soup.main_soup", *given, *overrides]
 
 
-def launch(
-    assets: Path, folder: Path, *overrides: str, kill_when: Path | None = None, kill_after: float = 0.0
-) -> Run:
+def launch(assets: Path, folder: Path, *overrides: str, kill_when: Path | None = None, kill_after: float = 0.0) -> Run:
     """Run the recipe to its end, or SIGKILL its driver `kill_after` seconds after the file `kill_when` appears."""
     folder.mkdir(parents=True, exist_ok=True)
     log, started = folder / f"output.{len(list(folder.glob('output.*')))}.txt", time.monotonic()
@@ -108,8 +107,15 @@ def launch(
     return Run(folder, code, log.read_text(), time.monotonic() - started)
 
 
-def survivors(folder: Path) -> list[str]:
-    """Command lines of processes that a run in `folder` started and that are still alive."""
+def survivors(folder: Path, within: float = 60.0) -> list[str]:
+    """Command lines of processes that a run in `folder` started and that are alive `within` seconds from now."""
+    deadline = time.monotonic() + within
+    while (alive := _alive(folder)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return alive
+
+
+def _alive(folder: Path) -> list[str]:
     mark = f"SOUP_TEST_MARK={folder}".encode()
     alive = []
     for process in Path("/proc").glob("[0-9]*"):

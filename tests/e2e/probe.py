@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 import transfer_queue as tq
-from soup_verl.cpu.training import CpuSoupTrainer, CpuSyncTrainer
 from verl.trainer.ppo.v1 import register_trainer
+
+from soup_verl.cpu.training import CpuSoupTrainer, CpuSyncTrainer
 
 FIELDS = [
     "uid",
@@ -33,7 +34,9 @@ class Probe:
     def _balance_batch(self, batch, *args, **kwargs):
         """Rows in the order of the data set: verl's own order is that of arrival, and sums depend on it."""
         stored = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["index"])
-        place = [(int(getattr(i, "data", i)), key.split("_")[1]) for i, key in zip(stored["index"], batch.keys, strict=True)]
+        place = [
+            (int(getattr(i, "data", i)), key.split("_")[1]) for i, key in zip(stored["index"], batch.keys, strict=True)
+        ]
         batch.reorder(sorted(range(len(place)), key=place.__getitem__))
         return super()._balance_batch(batch, *args, **kwargs)
 
@@ -48,7 +51,7 @@ class Probe:
         rows = []
         for i, key in enumerate(batch.keys):
             row = {"session": int(key.split("_")[1]), "recomputed_log_probs": self.recomputed[i]}
-            for name in stored.keys():
+            for name in (field for field in FIELDS if field in stored):
                 value = stored[name][i]
                 row[name] = value.clone() if isinstance(value, torch.Tensor) else getattr(value, "data", value)
             row.pop("uid")

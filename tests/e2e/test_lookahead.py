@@ -1,4 +1,4 @@
-"""Look-ahead: same prompts, same order, same budget as without it, through a SIGKILL, a torn checkpoint and a resume."""
+"""Look-ahead: same prompts, same order, same budget, through a SIGKILL, a torn checkpoint and a resume."""
 
 import pytest
 import torch
@@ -46,7 +46,13 @@ def test_old_log_probs_are_the_behaviour_log_probs_on_the_prefix_only(run):
 def test_segment_metrics_are_plain_numbers_in_the_file_log(run):
     metrics = run("six_steps").metrics()
     assert sorted(metrics) == [1, 2, 3, 4, 5, 6]
-    for name in ("prefix_tokens_share", "prefix_kl_k3", "prefix_clip_fraction", "policy_age_mean", "prefix_entropy_mean"):
+    for name in (
+        "prefix_tokens_share",
+        "prefix_kl_k3",
+        "prefix_clip_fraction",
+        "policy_age_mean",
+        "prefix_entropy_mean",
+    ):
         assert isinstance(metrics[6][f"soup/{name}"], float), name
     assert metrics[6]["soup/policy_age_mean"] == 2
     assert metrics[6]["soup/alignment_error_max"] < 1e-4

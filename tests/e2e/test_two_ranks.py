@@ -19,7 +19,9 @@ def test_both_ranks_write_their_shards_and_the_loss_is_finite(run, name):
     shards = sorted(p.name for p in (two.folder / "global_step_4" / "actor").glob("model_*"))
     assert shards == [f"model_world_size_2_rank_{rank}.pt" for rank in (0, 1)]
     metrics = two.metrics()
-    assert all(abs(metrics[step]["actor/pg_loss"]) < 100 and metrics[step]["actor/grad_norm"] > 0 for step in range(1, 5))
+    assert all(
+        abs(metrics[step]["actor/pg_loss"]) < 100 and metrics[step]["actor/grad_norm"] > 0 for step in range(1, 5)
+    )
 
 
 @pytest.mark.runs("two_ranks_fsdp2")

@@ -40,7 +40,12 @@ def refusal(section):
         ({"seed": 1.0}, "soup.seed", "1.0", "int"),
         ({"sampling_seed": -1}, "soup.sampling_seed", "-1", "at least 0"),
         ({"sampling_seed": "x"}, "soup.sampling_seed", "'x'", "int or null"),
-        ({"prefix_length": {"distribution": "normal"}}, "soup.prefix_length.distribution", "'normal'", "fixed, uniform"),
+        (
+            {"prefix_length": {"distribution": "normal"}},
+            "soup.prefix_length.distribution",
+            "'normal'",
+            "fixed, uniform",
+        ),
         ({"prefix_length": {"low": 0}}, "soup.prefix_length.low", "0", "at least 1"),
         ({"prefix_length": {"high": 0}}, "soup.prefix_length.high", "0", "at least 1"),
         ({"prefix_length": {"high": "all"}}, "soup.prefix_length.high", "'all'", "int or null"),
@@ -242,9 +247,7 @@ def test_the_recipe_composes_and_passes_every_check(platform):
     check_run(soup, config)
 
 
-@pytest.mark.parametrize(
-    ("platform", "device", "mode"), [("cpu", "cpu", "soup_cpu"), ("gpu", "cuda", "soup")]
-)
+@pytest.mark.parametrize(("platform", "device", "mode"), [("cpu", "cpu", "soup_cpu"), ("gpu", "cuda", "soup")])
 def test_the_platform_chooses_device_and_trainer(platform, device, mode):
     trainer = compose(f"platform={platform}", "actor_rollout_ref.rollout.n=4")["trainer"]
     assert (trainer["device"], trainer["v1"]["trainer_mode"]) == (device, mode)

@@ -178,11 +178,19 @@ def test_tokens_between_generated_ones_get_no_advantage():
     assert spread.tolist() == [[5, 0, 5]]
 
 
+def test_tokens_outside_of_the_response_are_never_read():
+    spread = token_advantages(
+        numbers(2),
+        response_mask=torch.tensor([[1, 0, 0]]),
+        prefix_mask=torch.tensor([[1, 1, 0]]),
+        prefix_weight=numbers([0.5, NAN, NAN]),
+    )
+    assert spread.tolist() == [[1, 0, 0]]
+
+
 def test_more_padding_changes_nothing():
     mask, prefix = torch.tensor([[1, 1, 1]]), torch.tensor([[1, 0, 0]])
-    short = token_advantages(
-        numbers(2), response_mask=mask, prefix_mask=prefix, prefix_weight=numbers([0.5, NAN, NAN])
-    )
+    short = token_advantages(numbers(2), response_mask=mask, prefix_mask=prefix, prefix_weight=numbers([0.5, NAN, NAN]))
     padded = token_advantages(
         numbers(2),
         response_mask=torch.nn.functional.pad(mask, (0, 2)),

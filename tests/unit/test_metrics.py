@@ -61,6 +61,11 @@ def test_update_metrics_by_hand():
     )
 
 
+def test_dual_clip_is_for_bad_tokens_only():
+    sums = update_sums(**{**UPDATE, "advantages": torch.ones(2, 4)}, **CLIP)
+    assert sums["onpolicy_clipped"] == 1 and sums["onpolicy_dual_clipped"] == 0  # A > 0 and r = 4
+
+
 def test_update_metrics_leave_empty_segments_out():
     sums = update_sums(**{**UPDATE, "prefix_mask": torch.zeros(2, 4)}, **CLIP)
     assert {key.split("_")[0] for key in finish_update_metrics(sums)} == {"soup/onpolicy"}
@@ -88,7 +93,8 @@ def test_update_sums_add_up_over_micro_batches():
     }
     whole = update_sums(**batch, **CLIP)
     for cuts in ([1, 5], [3, 3], [2, 2, 2], [1] * 6):
-        chunks = [dict(zip(batch, part, strict=True)) for part in zip(*(t.split(cuts) for t in batch.values()))]
+        splits = [tensor.split(cuts) for tensor in batch.values()]
+        chunks = [dict(zip(batch, part, strict=True)) for part in zip(*splits, strict=True)]
         parts = [update_sums(**chunk, **CLIP) for chunk in chunks]
         assert combine(parts) == pytest.approx(whole)
         assert finish_update_metrics(combine(parts)) == pytest.approx(finish_update_metrics(whole))

@@ -38,6 +38,11 @@ def test_every_prompt_has_its_share_of_prefixes_with_lengths_in_bounds(planner, 
         assert all(planner.low <= r.length <= planner.high for r in requests)
 
 
+@pytest.mark.parametrize(("fraction", "mixes"), [(0, False), (0.1, False), (0.2, True), (1, True)])
+def test_a_step_mixes_if_the_share_makes_at_least_one_response_mixed(fraction, mixes):
+    assert MixingPlanner(seed=0, n=4, mixed_fraction=fraction, low=1, high=2).mixes(step=1) is mixes
+
+
 def test_both_ends_of_the_length_range_are_drawn():
     planner = MixingPlanner(seed=0, n=2, mixed_fraction=1.0, low=3, high=5)
     lengths = {r.length for requests in planner.plan_step(step=1, num_prompts=30) for r in requests}

@@ -110,8 +110,9 @@ class ListLoader:
 
     def __iter__(self):
         self.epochs += 1
-        start, self.position = self.position % self.size, self.position % self.size
-        for self.position in range(start + 1, self.size + 1):
+        self.position %= self.size
+        while self.position < self.size:
+            self.position += 1
             yield self.position - 1
 
     def __len__(self):

@@ -112,7 +112,12 @@ class FakeWorker:
 
 @pytest.mark.parametrize(
     ("workers", "chunks"),
-    [(1, [(0, "abcde")]), (2, [(0, "abc"), (3, "de")]), (3, [(0, "ab"), (2, "cd"), (4, "e")]), (8, list(enumerate("abcde")))],
+    [
+        (1, [(0, "abcde")]),
+        (2, [(0, "abc"), (3, "de")]),
+        (3, [(0, "ab"), (2, "cd"), (4, "e")]),
+        (8, list(enumerate("abcde"))),
+    ],
 )
 def test_prefix_requests_reach_the_workers_with_their_place_in_the_batch(workers, chunks):
     manager = SoupAgentLoopManager.__new__(SoupAgentLoopManager)

@@ -49,5 +49,7 @@ def test_a_refused_run_says_one_line_exits_with_1_and_keeps_the_traceback(tmp_pa
         run.run(config)
     assert caught.value.code == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: ConfigError: soup.mixed_fractoin=1: expected no such key") and error.count("\n") == 1
+    assert (
+        error.startswith("error: ConfigError: soup.mixed_fractoin=1: expected no such key") and error.count("\n") == 1
+    )
     assert "Traceback" in (tmp_path / "run" / "error.txt").read_text()

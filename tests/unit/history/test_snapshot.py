@@ -76,9 +76,7 @@ def test_no_policy_is_borrowed_for_a_step_that_mixes_nothing(engine, fake_run):
     assert [call[0] for call in engine.calls].count("borrow") == 2
 
 
-@given(
-    st.integers(1, 9), st.integers(1, 3), st.integers(1, 3), st.sampled_from(["uniform", "oldest", "latest"])
-)
+@given(st.integers(1, 9), st.integers(1, 3), st.integers(1, 3), st.sampled_from(["uniform", "oldest", "latest"]))
 def test_a_resumed_run_gets_what_an_uninterrupted_one_gets(
     tmp_path_factory, fake_run, interrupted, every, capacity, choice
 ):

@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from soup_verl.history import GroupPrefixes, Prefix
 from soup_verl.history.store import read_prefixes, write_prefixes
 
-prefixes = st.lists(
-    st.tuples(st.integers(0, 2**31 - 1), st.floats(-100, 0, width=32)), min_size=1, max_size=5
-).flatmap(
+prefixes = st.lists(st.tuples(st.integers(0, 2**31 - 1), st.floats(-100, 0, width=32)), min_size=1, max_size=5).flatmap(
     lambda tokens: st.builds(
         Prefix,
         st.just(tuple(t for t, _ in tokens)),

@@ -1,0 +1,214 @@
+"""What SOUP costs: step time with and without mixing, measured in blocks of steps of one and the same run.
+
+    python scripts/bench_overhead.py --out runs/bench_overhead            # both models, about 15 minutes on 2 cores
+    python scripts/bench_overhead.py --model toy --sources lookahead      # one of them
+
+Learning rate 0 and ignored end-of-sequence tokens keep every response equally long. Within a run, blocks of steps
+alternate between plain GRPO and SOUP, so that both see the same machine at the same time. A step counts as SOUP's when
+it uses prefixes and pays for those of a later step, as GRPO's when it does neither; steps in between are left out.
+Prints a table and writes `overhead.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median, quantiles
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = 6  # steps in a block
+AGE = 2  # of the look-ahead, in steps
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model made at random, and the size of a step. Lengths in tokens."""
+
+    layers: int
+    hidden: int
+    heads: int
+    prompts: int
+    n: int
+    response_length: int
+    prefix_low: int
+    prefix_high: int
+    steps: int
+    limit: float
+    meaning: str
+
+
+WORKLOADS = {
+    "toy": {
+        "lookahead": 1.20,
+        "snapshot": None,
+        "workload": Workload(3, 128, 4, 16, 8, 32, 2, 12, 62, 1.2, "requests cost more than tokens"),
+    },
+    "decode": {
+        "lookahead": 1.05,
+        "snapshot": 1.27,
+        "workload": Workload(8, 512, 8, 8, 4, 192, 16, 96, 38, 1.05, "generation dominates"),
+    },
+}
+
+
+def is_soup_block(step: int) -> bool:
+    """Steps 1..BLOCK are GRPO's, the next BLOCK steps SOUP's, and so on."""
+    return ((step - 1) // BLOCK) % 2 == 1
+
+
+def kind_of(step: int, source: str) -> str | None:
+    """`grpo`, `soup`, or None for a step that only uses prefixes or only pays for later ones."""
+    pays_for = step + (AGE if source == "lookahead" else 1)
+    uses, pays = is_soup_block(step), is_soup_block(pays_for)
+    if uses and pays:
+        return "soup"
+    return None if uses or pays else "grpo"
+
+
+def make_model(folder: Path, workload: Workload) -> None:
+    """A random Qwen2 of the workload's size with the quickstart's tokenizer, and prompts for it."""
+    sys.path.insert(0, str(ROOT / "examples" / "quickstart"))
+    import pandas as pd
+    import torch
+    from prepare import build_tokenizer
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = build_tokenizer()
+    tokenizer.save_pretrained(folder / "model")
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=workload.hidden,
+        intermediate_size=4 * workload.hidden,
+        num_hidden_layers=workload.layers,
+        num_attention_heads=workload.heads,
+        num_key_value_heads=max(1, workload.heads // 4),
+        max_position_embeddings=1024,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder / "model")
+    rows = [
+        {
+            "data_source": "bench",
+            "prompt": [{"role": "user", "content": f"{i}+{i}="}],
+            "ability": "math",
+            "reward_model": {"style": "rule", "ground_truth": str(2 * i)},
+            "extra_info": {"index": i, "split": "train"},
+        }
+        for i in range(workload.prompts * 4)
+    ]
+    pd.DataFrame(rows).to_parquet(folder / "train.parquet")
+    (folder / "reward.py").write_text(
+        "def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kwargs):\n"
+        "    return {'score': float(len(solution_str) % 2), 'acc': 0.0}\n"
+    )
+
+
+def run(folder: Path, source: str, workload: Workload) -> dict[int, dict[str, float]]:
+    """One real training run; returns its metrics by step."""
+    from soup_verl import run_log
+
+    settings = {
+        "platform": "cpu",
+        "hydra.run.dir": folder / source / "hydra",
+        "data.train_files": folder / "train.parquet",
+        "data.val_files": folder / "train.parquet",
+        "data.train_batch_size": workload.prompts,
+        "data.max_prompt_length": 32,
+        "data.max_response_length": workload.response_length,
+        "actor_rollout_ref.model.path": folder / "model",
+        "actor_rollout_ref.model.external_lib": "[soup_verl.register,bench_overhead_trainer]",
+        "actor_rollout_ref.actor.optim.lr": 0,
+        "actor_rollout_ref.actor.ppo_mini_batch_size": workload.prompts,
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 16,
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": 16,
+        "actor_rollout_ref.rollout.n": workload.n,
+        "actor_rollout_ref.rollout.ignore_eos": True,
+        "actor_rollout_ref.rollout.max_model_len": workload.response_length + 64,
+        "soup.source": source,
+        "soup.lookahead.age": AGE,
+        "soup.prefix_length.low": workload.prefix_low,
+        "soup.prefix_length.high": workload.prefix_high,
+        "reward.custom_reward_function.path": folder / "reward.py",
+        "trainer.v1.trainer_mode": "alternating_soup_cpu",
+        "trainer.default_local_dir": folder / source,
+        "trainer.total_training_steps": workload.steps,
+        "trainer.total_epochs": 1000,
+        "trainer.val_before_train": False,
+        "trainer.test_freq": -1,
+        "trainer.save_freq": -1,
+        "trainer.resume_mode": "disable",
+    }
+    log = folder / f"{source}.log"
+    print(f"{folder.name}, {source}: {workload.steps} steps, log in {log}", flush=True)
+    with log.open("w") as file:
+        subprocess.run(
+            [sys.executable, "-m", "recipe.soup.main_soup", *(f"{k}={v}" for k, v in settings.items())],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "scripts")])},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=True,
+        )
+    return run_log.read(folder / source)
+
+
+def summarize(metrics: dict[int, dict[str, float]], source: str) -> dict[str, object]:
+    """Median step times of both kinds with quartiles, their ratio, and tokens decoded a step."""
+    seconds: dict[str, list[float]] = {"grpo": [], "soup": []}
+    for step, values in metrics.items():
+        kind = kind_of(step, source)
+        if kind and step > 2 and step + AGE <= max(metrics):  # the first two steps warm up, the last look nowhere
+            seconds[kind].append(values["timing_s/step"])
+    result: dict[str, object] = {}
+    for kind, values in seconds.items():
+        low, middle, high = quantiles(values, n=4)
+        result[kind] = {"steps": len(values), "median_s": middle, "quartiles_s": [low, high]}
+    result["ratio"] = median(seconds["soup"]) / median(seconds["grpo"])
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench_overhead"))
+    parser.add_argument("--model", choices=sorted(WORKLOADS), action="append")
+    parser.add_argument("--sources", nargs="+", choices=("lookahead", "snapshot"), default=["lookahead", "snapshot"])
+    args = parser.parse_args()
+    results: dict[str, object] = {"machine": {"processor": platform.processor(), "cores": os.cpu_count()}}
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("model", "source", "GRPO s/step", "SOUP s/step", "ratio", "limit")
+    for name in args.model or WORKLOADS:
+        workload = WORKLOADS[name]["workload"]
+        folder = (args.out / name).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        make_model(folder, workload)
+        results[name] = {"workload": vars(workload)}
+        for source in args.sources:
+            result = summarize(run(folder, source, workload), source)
+            results[name][source] = result
+            limit = WORKLOADS[name][source]
+            table.add_row(
+                f"{name}: {workload.meaning}",
+                source,
+                f"{result['grpo']['median_s']:.3f}",
+                f"{result['soup']['median_s']:.3f}",
+                f"{result['ratio']:.3f}",
+                "-" if limit is None else f"{limit:.2f}",
+            )
+            (args.out / "overhead.json").write_text(json.dumps(results, indent=1))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""What soup_verl/rollout.py and soup_verl/cpu/vllm_extension.py lean on in verl and vLLM."""
+
+import ast
+import importlib.util
+import inspect
+from pathlib import Path
+
+import pytest
+from verl.experimental.agent_loop import AgentLoopWorker
+from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, _agent_loop_registry
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+from verl.trainer.ppo.v1 import AgentLoopManagerTQ
+from verl.workers.rollout.llm_server import LLMServerClient
+from verl.workers.rollout.replica import TokenOutput
+from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
+
+from soup_verl import rollout
+from soup_verl.cpu import vllm_extension
+from soup_verl.rollout import ContinuingClient, SoupAgentLoop, SoupAgentLoopManager, SoupAgentLoopWorker
+
+pytestmark = pytest.mark.contract
+
+
+def own_functions(ours, verls):
+    return {n for n, v in vars(ours).items() if n in dir(verls) and not hasattr(object, n) and inspect.isfunction(v)}
+
+
+@pytest.mark.parametrize(
+    ("ours", "verls", "names"),
+    [
+        (SoupAgentLoop, SingleTurnAgentLoop, {"run"}),
+        (
+            SoupAgentLoopWorker,
+            AgentLoopWorker,
+            {"generate_sequences", "_run_agent_loop", "_agent_loop_postprocess", "_compute_score"},
+        ),
+        (SoupAgentLoopManager, AgentLoopManagerTQ, set()),
+        (rollout.MixedOutput, AgentLoopOutput, {"as_dict"}),
+        (ContinuingClient, LLMServerClient, {"generate"}),
+    ],
+)
+def test_we_override_these_methods_of_verl_and_no_other_by_accident(ours, verls, names):
+    assert own_functions(ours, verls) == names
+
+
+def test_the_agent_loop_is_registered():
+    assert _agent_loop_registry["soup_agent"]["_target_"] == "soup_verl.rollout.SoupAgentLoop"
+
+
+# ---- worker ----
+
+
+def test_the_transfer_queue_worker_has_the_methods_we_borrow():
+    worker = rollout._WorkerTQ
+    inspect.signature(worker.generate_sequences).bind(None, batch={})
+    inspect.signature(worker._run_prompt).bind(None, {}, {}, trajectory={}, trace=False)
+    inspect.signature(worker._agent_loop_postprocess).bind(None, "output", False, uid="u", session_id=0)
+    assert {"generate_sequences", "_run_prompt", "_agent_loop_postprocess"} <= set(vars(worker))
+
+
+def test_the_transfer_queue_workers_constructor_does_what_ours_repeats():
+    lines = [line.strip() for line in inspect.getsource(rollout._WorkerTQ.__init__).splitlines()[1:] if line.strip()]
+    assert lines == ["super().__init__(*args, **kwargs)", "tq.init()", "self.background_tasks = set()"]
+
+
+def test_a_session_gets_its_number_and_every_field_of_its_prompt():
+    source = inspect.getsource(rollout._WorkerTQ._run_prompt)
+    assert "session_id=i, **prompt" in source
+    assert "agent_loop.run(sampling_params, **kwargs)" in inspect.getsource(AgentLoopWorker._run_agent_loop)
+
+
+def test_an_object_field_reaches_the_session_as_it_was_put_in():
+    assert "elif isinstance(v, NonTensorStack):\n                    prompt[k] = v[i].data" in inspect.getsource(
+        rollout._WorkerTQ.generate_sequences
+    )
+
+
+def test_the_worker_stores_every_keyword_and_asks_the_output_for_its_fields():
+    source = inspect.getsource(rollout._WorkerTQ._agent_loop_postprocess)
+    for text in ("await self._compute_score(outputs, kwargs=kwargs)", "output.as_dict()", "field.update(kwargs)"):
+        assert text in source
+    assert 'f"{uid}_{session_id}_{i}"' in source  # SoupTrainer._counted_rows takes the key apart
+    assert 'field["loss_mask"] = field["response_mask"]' in source
+
+
+@pytest.mark.parametrize(
+    "attribute", ["config", "llm_client", "model_config", "tokenizer", "processor", "dataset_cls", "hf_model_type"]
+)
+def test_the_worker_has_what_the_prompt_builder_needs(attribute):
+    source = inspect.getsource(AgentLoopWorker.__init__)
+    assert f"self.{attribute} = " in source or f"self.{attribute}: " in source
+
+
+def test_an_agent_loop_is_built_from_what_we_pass_and_builds_prompt_tokens():
+    keys = ("trainer_config", "server_manager", "tokenizer", "processor", "dataset_cls", "data_config", "hf_model_type")
+    inspect.signature(SingleTurnAgentLoop.__mro__[1].__init__).bind(None, **dict.fromkeys(keys))
+    inspect.signature(SingleTurnAgentLoop.ct_build_initial_tokens).bind(None, [])
+
+
+def test_the_single_turn_loop_generates_once_and_cuts_at_the_response_length():
+    source = inspect.getsource(SingleTurnAgentLoop)
+    assert source.count("self.server_manager.generate(") == 1
+    assert "response_ids[: self.response_length]" in source
+    assert "self.response_length = self.rollout_config.response_length" in source
+    for keyword in ("request_id=", "prompt_ids=prompt_ids", "sampling_params=sampling_params"):
+        assert keyword in source
+
+
+# ---- client and manager ----
+
+
+def test_the_client_takes_what_we_pass_and_ours_takes_what_verl_passes():
+    for generate in (LLMServerClient.generate, ContinuingClient.generate):
+        inspect.signature(generate).bind(None, "r", prompt_ids=[], sampling_params={})
+        inspect.signature(generate).bind(
+            None, request_id="r", prompt_ids=[], sampling_params={}, image_data=0, priority=0
+        )
+    assert {"token_ids", "log_probs", "extra_fields"} <= set(TokenOutput.model_fields)
+
+
+def test_the_engine_says_which_version_sampled():
+    package = Path(inspect.getfile(vLLMColocateWorkerExtension)).parent
+    assert 'extra_fields = {"global_steps": self.global_steps}' in (package / "vllm_async_server.py").read_text()
+
+
+def test_an_output_has_the_fields_we_read_and_drops_unset_ones():
+    names = {"prompt_ids", "response_ids", "response_mask", "response_logprobs", "reward_score", "extra_fields"}
+    assert names <= set(AgentLoopOutput.model_fields)
+    assert "model_dump(exclude_unset=True)" in inspect.getsource(AgentLoopOutput.as_dict)
+
+
+def test_the_manager_builds_the_worker_class_we_set_and_keeps_its_workers():
+    source = inspect.getsource(SoupAgentLoopManager.__mro__[2])
+    assert "self.agent_loop_workers_class.options(" in source and "self.agent_loop_workers = []" in source
+
+
+# ---- vLLM on a CPU ----
+
+
+def functions_of(path):
+    module = importlib.util.find_spec(path.split(".")[0])
+    file = Path(module.submodule_search_locations[0], *path.split(".")[1:]).with_suffix(".py")
+    return {n.name: n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.FunctionDef)}, file
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+def test_vllm_has_the_function_that_the_cpu_extension_replaces_and_looks_it_up_late():
+    """Read, not imported: importing vLLM takes long."""
+    functions, _ = functions_of("vllm.model_executor.layers.utils")
+    names = [a.arg for a in functions["dispatch_cpu_unquantized_gemm"].args.args]
+    assert names == ["layer", "remove_weight"]
+    assert names == list(inspect.signature(vllm_extension._linear_that_keeps_its_weight).parameters)
+    for caller in ("linear", "vocab_parallel_embedding"):
+        _, file = functions_of(f"vllm.model_executor.layers.{caller}")
+        lines = [ln for ln in file.read_text().splitlines() if "import dispatch_cpu_unquantized_gemm" in ln]
+        assert lines and all(line.startswith("    ") for line in lines), "imported at module level: our patch is late"
+
+
+def test_the_worker_extension_is_made_with_keywords_before_the_model_is_loaded():
+    assert list(inspect.signature(vLLMColocateWorkerExtension.__new__).parameters) == ["cls", "kwargs"]
