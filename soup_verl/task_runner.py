@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from verl.trainer.main_ppo import TaskRunnerV1
-from verl.utils.import_utils import import_external_libs
 
 from soup_verl import run_log
 
@@ -19,7 +19,7 @@ _TaskRunner: Any = TaskRunnerV1.__ray_metadata__.modified_class.__ray_actor_clas
 
 class SoupTaskRunner(_TaskRunner):
     def run(self, config: DictConfig) -> None:
-        """Register `soup` (on a CPU `soup_cpu` and `sync_cpu`, too) and whatever `model.external_lib` brings, then run.
+        """Register `soup` (on a CPU `soup_cpu` and `sync_cpu`, too) and what the modules in SOUP_IMPORT bring, then run.
 
         With verl's `file` logger the metrics go to `metrics.jsonl` in `trainer.default_local_dir`, unless
         VERL_FILE_LOGGER_PATH says otherwise.
@@ -34,8 +34,8 @@ class SoupTaskRunner(_TaskRunner):
 
         if config.trainer.device == "cpu":
             import soup_verl.cpu.training  # noqa: F401
-        libraries = OmegaConf.select(config, "actor_rollout_ref.model.external_lib")
-        import_external_libs(list(libraries) if OmegaConf.is_list(libraries) else libraries)
+        for module in filter(None, os.environ.get("SOUP_IMPORT", "").split(",")):
+            importlib.import_module(module)
         super().run(config)
 
 

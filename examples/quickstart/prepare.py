@@ -2,12 +2,13 @@
 
     python examples/quickstart/prepare.py --out data/quickstart
 
-The task is `chain_sum` of reasoning-gym, asked as "27+48-35=". The model answers with the running totals, one a line,
-and then the result alone:
+The task is `chain_sum` of reasoning-gym, asked as "8+7+9-6=", without the sums whose running total falls below 0. The
+model answers with the running totals, one a line, and then the result alone:
 
-    27+48=75
-    75-35=40
-    40
+    8+7=15
+    15+9=24
+    24-6=18
+    18
 
 Data flow; every name is a function of this file:
 
@@ -15,8 +16,8 @@ Data flow; every name is a function of this file:
     build_tokenizer, build_model -> warm_start (learns sft) -> pass_rates (val)
     prepare writes DIR/model, DIR/train.parquet, DIR/val.parquet and, last of all, DIR/prepare.json
 
-Half of the demonstrations in `sft` stop before the last term. A model that imitates them stops early as often, and
-errs in some sums besides: reinforcement learning can mend both, and the first within a few dozen steps.
+Six in ten of the demonstrations in `sft` stop before the last term. A model that imitates them stops early as often,
+and errs in some sums besides: reinforcement learning can mend both, and the first within a few dozen steps.
 """
 
 from __future__ import annotations
@@ -71,11 +72,11 @@ class Settings:
     seed: int = 0
     terms: int = 4
     digits: int = 1
-    hasty: float = 0.5
+    hasty: float = 0.6
     train_problems: int = 4096
     val_problems: int = 128
-    sft_batch: int = 16
-    sft_steps: int = 500
+    sft_batch: int = 32
+    sft_steps: int = 250
     sft_lr: float = 5e-3
     sft_lr_matrices: float = 3e-2
     samples: int = 8
@@ -85,7 +86,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Problem:
-    """One sum as reasoning-gym writes it ("27 + 48 - 35"), a worked solution, and the right result alone."""
+    """One sum as reasoning-gym writes it ("8 + 7 + 9 - 6"), a worked solution, and the right result alone."""
 
     expression: str
     solution: str
@@ -97,20 +98,24 @@ class Problem:
         return self.expression.replace(" ", "") + "="
 
 
+def running_totals(expression: str) -> list[int]:
+    """Return the first number of `expression` and every total after it; spaces stand between numbers and operators."""
+    first, *rest = expression.split()
+    terms = (int(operator + number) for operator, number in zip(rest[::2], rest[1::2], strict=True))
+    return list(itertools.accumulate(terms, initial=int(first)))
+
+
 def work_out(expression: str, lines: int | None = None) -> Problem:
-    """Write the running totals of `expression`, numbers and operators with spaces between, and the last one alone.
+    """Write one line a running total of `expression`, and the last one alone.
 
     The solution stops after `lines` lines (None: after all of them); the answer is the right one either way.
     """
-    first, *rest = expression.split()
-    total, worked = int(first), []
-    totals = [total]
-    for operator, number in zip(rest[::2], rest[1::2], strict=True):
-        total += int(operator + number)
-        worked.append(f"{totals[-1]}{operator}{number}={total}")
-        totals.append(total)
+    totals = running_totals(expression)
+    _, *rest = expression.split()
+    steps = zip(totals, rest[::2], rest[1::2], totals[1:], strict=False)  # totals is one longer
+    worked = [f"{before}{operator}{number}={after}" for before, operator, number, after in steps]
     stop = len(worked) if lines is None else lines
-    return Problem(expression, "\n".join([*worked[:stop], str(totals[stop])]), str(total))
+    return Problem(expression, "\n".join([*worked[:stop], str(totals[stop])]), str(totals[-1]))
 
 
 def draw_problems(settings: Settings) -> dict[str, list[Problem]]:
@@ -123,7 +128,7 @@ def draw_problems(settings: Settings) -> dict[str, list[Problem]]:
     wanted = sum(counts.values())
     source = reasoning_gym.create_dataset(
         "chain_sum",
-        size=2 * wanted,
+        size=6 * wanted,
         seed=settings.seed * 10_000_000,  # reasoning-gym draws problem i from seed + i
         min_terms=settings.terms,
         max_terms=settings.terms,
@@ -132,7 +137,8 @@ def draw_problems(settings: Settings) -> dict[str, list[Problem]]:
     )
     answers: dict[str, str] = {}  # by expression, so that each is there once
     for entry in source:
-        answers.setdefault(entry["metadata"]["expression"], entry["answer"])
+        if min(running_totals(entry["metadata"]["expression"])) >= 0:
+            answers.setdefault(entry["metadata"]["expression"], entry["answer"])
         if len(answers) == wanted:
             break
     else:

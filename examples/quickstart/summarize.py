@@ -3,8 +3,8 @@
     python examples/quickstart/summarize.py --grpo runs/quickstart/grpo --soup runs/quickstart/soup \
         --source snapshot --mixed-fraction 0.25 --out runs/quickstart
 
-A run is a folder with one `*.jsonl` somewhere in it, as verl's `file` logger writes it: a line a step,
-{"step": N, "data": {metric: value}}. verl writes null for a value that is not a number.
+A run is its `trainer.default_local_dir`, trained with verl's `file` logger. verl writes null for a value that is not a
+number.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from rich.console import Console
 from rich.table import Table
+
+from soup_verl import run_log
 
 SKIPPED_STEPS = 2  # the first steps pay for warming up
 VALIDATION = re.compile(r"val-core/.+/acc/mean@\d+")
@@ -72,24 +74,15 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read the one jsonl log under `folder`.
+    """Read the metrics of the run in `folder`, the pieces of a resumed run together.
 
     Raises:
-        ValueError: no log, several logs, or a line that is not {"step": N, "data": {...}}.
+        ValueError: there are none.
     """
-    logs = sorted(folder.rglob("*.jsonl"))
-    if len(logs) != 1:
-        raise ValueError(f"{folder}: expected one *.jsonl log, found {len(logs)}: {[str(log) for log in logs]}")
-    steps: dict[int, dict[str, float]] = {}
-    for number, line in enumerate(logs[0].read_text().splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            steps.setdefault(int(record["step"]), {}).update(record["data"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{logs[0]}:{number}: not a step of verl's file logger: {line[:80]!r}") from error
+    steps = run_log.read(folder)
     if not steps:
-        raise ValueError(f"{logs[0]}: empty")
-    return Run(logs[0], steps)
+        raise ValueError(f"{folder / run_log.FILE}: empty")
+    return Run(folder, steps)
 
 
 def summarize_run(run: Run) -> dict[str, float | int | None]:

@@ -55,7 +55,6 @@ def command(assets: Path, folder: Path, *overrides: str) -> list[str]:
         "data.max_prompt_length": 48,
         "data.max_response_length": 16,
         "actor_rollout_ref.model.path": assets / "model",
-        "actor_rollout_ref.model.external_lib": "[soup_verl.register,tests.e2e.probe]",
         "actor_rollout_ref.actor.optim.lr": 3e-3,
         "actor_rollout_ref.actor.ppo_mini_batch_size": 8,
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 16,
@@ -87,7 +86,12 @@ def launch(assets: Path, folder: Path, *overrides: str, kill_when: Path | None =
         process = subprocess.Popen(
             command(assets, folder, *overrides),
             cwd=ROOT,
-            env={**os.environ, "SOUP_TEST_MARK": str(folder), "PYTHONPATH": str(ROOT)},
+            env={
+                **os.environ,
+                "SOUP_TEST_MARK": str(folder),
+                "SOUP_IMPORT": "tests.e2e.probe",
+                "PYTHONPATH": str(ROOT),
+            },
             stdout=file,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -104,6 +108,7 @@ def launch(assets: Path, folder: Path, *overrides: str, kill_when: Path | None =
             process.terminate()
             process.wait(timeout=30)
             raise AssertionError(f"the run took longer than {LIMIT} s; its end:\n{log.read_text()[-3000:]}") from None
+    (folder / "finished").touch()
     return Run(folder, code, log.read_text(), time.monotonic() - started)
 
 

@@ -1,6 +1,6 @@
 """The real trainer with one eye more: after every step it writes what the step trained on to a file.
 
-Imported in the task runner through `actor_rollout_ref.model.external_lib`; chosen by `trainer.v1.trainer_mode`.
+Imported in the task runner through SOUP_IMPORT; chosen by `trainer.v1.trainer_mode`.
 """
 
 from pathlib import Path

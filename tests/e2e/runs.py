@@ -2,10 +2,11 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.e2e.launch import Run, launch
+from tests.e2e.launch import LIMIT, Run, launch, survivors
 
 RUNS: dict[str, Callable[[Path, Path], Run]] = {}
 
@@ -24,6 +25,7 @@ _add(
     "trainer.v1.trainer_mode=probed_sync_cpu",
     "algorithm.adv_estimator=grpo",
     "actor_rollout_ref.rollout.agent.agent_loop_manager_class=null",
+    "actor_rollout_ref.model.external_lib=soup_verl.rollout",  # for the seeds of `soup_agent` in verl's own worker
 )
 _add("soup_without_mixing", *_SAME)
 
@@ -51,14 +53,14 @@ _add("snapshot_fsdp", *_SNAPSHOT, "actor_rollout_ref.actor.strategy=fsdp")
 
 
 def _resumed_snapshot(assets: Path, folder: Path) -> Run:
-    """As `snapshot_fsdp`, stopped after step 2 and resumed."""
-    overrides = (*_SNAPSHOT, "actor_rollout_ref.actor.strategy=fsdp")
-    kept = folder / "global_step_2" / "soup" / "manifest.json"
-    launch(assets, folder, *overrides, kill_when=kept)
-    for newer in folder.glob("global_step_[34]"):
-        shutil.rmtree(newer)
+    """`snapshot_fsdp` as it was after step 2, resumed in another folder."""
+    whole = folder.parent / "snapshot_fsdp"
+    deadline = time.monotonic() + 2 * LIMIT
+    while not (whole / "finished").exists() and time.monotonic() < deadline:
+        time.sleep(1)
+    shutil.copytree(whole / "global_step_2", folder / "global_step_2")
     (folder / "latest_checkpointed_iteration.txt").write_text("2")
-    return launch(assets, folder, *overrides)
+    return launch(assets, folder, *_SNAPSHOT, "actor_rollout_ref.actor.strategy=fsdp")
 
 
 RUNS["snapshot_resumed"] = _resumed_snapshot
@@ -68,14 +70,10 @@ _SIX = (f"{_STEPS}6", "trainer.save_freq=3", "trainer.test_freq=2")
 _add("six_steps", *_SIX)
 
 
-def _killed(assets: Path, folder: Path) -> Run:
-    """SIGKILLed in the middle of step 4."""
-    return launch(assets, folder, *_SIX, kill_when=folder / "global_step_3/soup/manifest.json", kill_after=0.2)
-
-
 def _resumed(assets: Path, folder: Path) -> Run:
-    """Killed, left with a newer checkpoint that is torn, and resumed."""
-    _killed(assets, folder)
+    """SIGKILLed in the middle of step 4, left with a newer checkpoint that is torn, and resumed."""
+    killed = launch(assets, folder, *_SIX, kill_when=folder / "global_step_3/soup/manifest.json", kill_after=0.2)
+    (folder / "killed.json").write_text(json.dumps({"code": killed.code, "survivors": survivors(folder)}))
     torn = folder / "global_step_4"
     shutil.rmtree(torn, ignore_errors=True)
     shutil.copytree(folder / "global_step_3", torn)
@@ -83,11 +81,9 @@ def _resumed(assets: Path, folder: Path) -> Run:
     model.write_bytes(model.read_bytes()[:-100])
     (folder / "latest_checkpointed_iteration.txt").write_text("4")
     shutil.move(folder / "steps", folder / "steps_before_kill")
-    (folder / "killed.json").write_text(json.dumps(sorted(p.name for p in folder.iterdir())))
     return launch(assets, folder, *_SIX)
 
 
-RUNS["killed"] = _killed
 RUNS["resumed"] = _resumed
 
 # Two ranks over gloo.
