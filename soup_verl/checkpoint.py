@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from soup_verl.config import PortableError
+
 FOLDER = "soup"
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -22,7 +24,7 @@ FORMAT = 1
 _CHUNK = 1 << 22  # bytes
 
 
-class TornCheckpoint(ValueError):
+class TornCheckpoint(PortableError):
     """A checkpoint that must not be used: names the path and the reason."""
 
     def __init__(self, path: Path, reason: str):

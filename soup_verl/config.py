@@ -20,7 +20,20 @@ LENGTH_DISTRIBUTIONS = ("fixed", "uniform")
 SNAPSHOT_CHOICES = ("uniform", "oldest", "latest")
 
 
-class ConfigError(ValueError):
+class PortableError(ValueError):
+    """An error that keeps its message on the way out of a Ray process, whatever its constructor takes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild_error, (type(self), str(self))
+
+
+def _rebuild_error(cls: type[PortableError], message: str) -> PortableError:
+    error = cls.__new__(cls)
+    error.args = (message,)
+    return error
+
+
+class ConfigError(PortableError):
     """A setting that cannot work: names the full key, the value seen, what is expected and what to do."""
 
     def __init__(self, key: str, value: Any, expected: str, remedy: str = ""):

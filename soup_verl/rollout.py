@@ -176,6 +176,8 @@ class SoupAgentLoopWorker(AgentLoopWorker):
     async def _sample_group(
         self, step: int, position: int, raw_prompt: list[dict], requests: Sequence[PrefixRequest]
     ) -> dict[int, Prefix]:
+        if any(not isinstance(message["content"], str) for message in raw_prompt):
+            raise ValueError("a prompt holds more than text: expected text only. Set soup.mixed_fraction=0 for others.")
         prompt_ids = await self._builder().ct_build_initial_tokens(list(raw_prompt))
         sampled = await asyncio.gather(*(self._sample_one(step, position, prompt_ids, r) for r in requests))
         return {r.session: prefix for r, prefix in zip(requests, sampled, strict=True) if prefix is not None}

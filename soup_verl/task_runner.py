@@ -19,7 +19,7 @@ _TaskRunner: Any = TaskRunnerV1.__ray_metadata__.modified_class.__ray_actor_clas
 
 class SoupTaskRunner(_TaskRunner):
     def run(self, config: DictConfig) -> None:
-        """Register `soup` (on a CPU `soup_cpu` and `sync_cpu`, too) and what the modules in SOUP_IMPORT bring, then run.
+        """Register `soup` (on a CPU `soup_cpu` and `sync_cpu`, too), import the modules in SOUP_IMPORT, then run.
 
         With verl's `file` logger the metrics go to `metrics.jsonl` in `trainer.default_local_dir`, unless
         VERL_FILE_LOGGER_PATH says otherwise.

@@ -37,7 +37,7 @@ from verl.workers.utils.padding import response_to_nested
 
 from soup_verl import checkpoint, core_algos, register
 from soup_verl.actor_worker import SUM_PREFIX, SoupActorWorker
-from soup_verl.config import ConfigError, SoupConfig
+from soup_verl.config import ConfigError, PortableError, SoupConfig
 from soup_verl.history import LookaheadSource, PendingPrefixes, PrefixSource, build_source
 from soup_verl.metrics import StepBatch, finish_update_metrics, step_metrics
 from soup_verl.mixing import MixingPlanner
@@ -50,7 +50,7 @@ CURRENT = "current"
 """Name under which the actor keeps its own weights while a past policy is lent to the rollout engine."""
 
 
-class SessionsFailed(RuntimeError):
+class SessionsFailed(PortableError):
     """Sessions of a batch ended with an error; verl itself would go on with what is left of their groups."""
 
     def __init__(self, errors: list[str], step: int):

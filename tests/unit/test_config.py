@@ -256,3 +256,14 @@ def test_the_platform_chooses_device_and_trainer(platform, device, mode):
 def test_a_misspelled_key_on_the_command_line_is_refused():
     with pytest.raises(Exception, match="mixed_fractoin"):
         compose("soup.mixed_fractoin=0.5")
+
+
+def test_errors_keep_their_message_when_they_are_pickled():
+    import pickle
+    from pathlib import Path
+
+    from soup_verl.checkpoint import TornCheckpoint
+
+    for error in (ConfigError("soup.seed", -1, "more"), TornCheckpoint(Path("a"), "torn")):
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is type(error) and str(again) == str(error)
