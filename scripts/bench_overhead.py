@@ -159,7 +159,7 @@ def run(folder: Path, source: str, workload: Workload) -> dict[int, dict[str, fl
 
 
 def summarize(metrics: dict[int, dict[str, float]], source: str) -> dict[str, object]:
-    """Median step times of both kinds with quartiles, their ratio, and tokens decoded a step."""
+    """Median step times of both kinds with quartiles, their ratio, and generation's share of a GRPO step."""
     seconds: dict[str, list[float]] = {"grpo": [], "soup": []}
     for step, values in metrics.items():
         kind = kind_of(step, source)
@@ -170,6 +170,8 @@ def summarize(metrics: dict[int, dict[str, float]], source: str) -> dict[str, ob
         low, middle, high = quantiles(values, n=4)
         result[kind] = {"steps": len(values), "median_s": middle, "quartiles_s": [low, high]}
     result["ratio"] = median(seconds["soup"]) / median(seconds["grpo"])
+    plain = [values for step, values in metrics.items() if kind_of(step, source) == "grpo" and step > 2]
+    result["generation_share_grpo"] = median(values["timing_s/gen"] / values["timing_s/step"] for values in plain)
     return result
 
 
