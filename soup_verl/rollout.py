@@ -18,7 +18,7 @@ from uuid import uuid4
 import ray
 import torch
 import transfer_queue as tq
-from verl.experimental.agent_loop import AgentLoopManager, AgentLoopWorker
+from verl.experimental.agent_loop import AgentLoopWorker
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, DictConfigWrap, register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.ppo.v1 import AgentLoopManagerTQ, AgentLoopWorkerTQ
@@ -291,4 +291,4 @@ class SoupAgentLoopManager(AgentLoopManagerTQ):
         return [e for errors in ray.get([w.take_errors.remote() for w in self.agent_loop_workers]) for e in errors]
 
 
-__all__ = ["AgentLoopManager", "SoupAgentLoop", "SoupAgentLoopManager", "SoupAgentLoopWorker", "cut_prefix"]
+__all__ = ["SoupAgentLoop", "SoupAgentLoopManager", "SoupAgentLoopWorker", "cut_prefix"]

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from soup_verl.mixing import PrefixRequest
-
 
 @dataclass(frozen=True)
 class Prefix:
@@ -124,4 +122,4 @@ class PrefixSource(ABC):
         """
 
 
-__all__ = ["GroupPrefixes", "PendingPrefixes", "PolicyEngine", "Prefix", "PrefixRequest", "PrefixSource"]
+__all__ = ["GroupPrefixes", "PendingPrefixes", "PolicyEngine", "Prefix", "PrefixSource"]
