@@ -1,6 +1,6 @@
 """What SOUP costs: step time with and without mixing, measured in blocks of steps of one and the same run.
 
-    python scripts/bench_overhead.py --out runs/bench_overhead            # both models, about 15 minutes on 2 cores
+    python scripts/bench_overhead.py --out runs/bench_overhead            # both models, about 25 minutes on 2 cores
     python scripts/bench_overhead.py --model toy --sources lookahead      # one of them
 
 Learning rate 0 and ignored end-of-sequence tokens keep every response equally long. Within a run, blocks of steps
@@ -24,6 +24,7 @@ from statistics import median, quantiles
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = 6  # steps in a block
 AGE = 2  # of the look-ahead, in steps
+SOURCES = ("lookahead", "snapshot", "replay")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,12 @@ WORKLOADS = {
     "toy": Workload(3, 128, 4, 8, 8, 32, 2, 12, 38, "requests cost more than tokens"),
     "decode": Workload(4, 192, 6, 4, 4, 384, 16, 192, 26, "generation dominates"),
 }
-LIMITS = {("toy", "lookahead"): 1.20, ("decode", "lookahead"): 1.05, ("decode", "snapshot"): 1.27}
+LIMITS = {
+    ("toy", "lookahead"): 1.20,
+    ("decode", "lookahead"): 1.05,
+    ("decode", "snapshot"): 1.27,
+    ("decode", "replay"): 1.00,
+}
 """Step time SOUP / GRPO that the project promises not to exceed."""
 
 
@@ -58,7 +64,8 @@ def is_soup_block(step: int) -> bool:
 def kind_of(step: int, source: str) -> str | None:
     """`grpo`, `soup`, or None for a step that only uses prefixes or only pays for later ones."""
     pays_for = step + (AGE if source == "lookahead" else 1)
-    uses, pays = is_soup_block(step), is_soup_block(pays_for)
+    uses = is_soup_block(step)
+    pays = uses if source == "replay" else is_soup_block(pays_for)
     if uses and pays:
         return "soup"
     return None if uses or pays else "grpo"
@@ -69,26 +76,21 @@ def make_model(folder: Path, workload: Workload) -> None:
     sys.path.insert(0, str(ROOT / "examples" / "quickstart"))
     import pandas as pd
     import torch
-    from prepare import build_tokenizer
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from prepare import build_model, build_tokenizer
 
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(folder / "model")
     torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=workload.hidden,
-        intermediate_size=4 * workload.hidden,
-        num_hidden_layers=workload.layers,
-        num_attention_heads=workload.heads,
-        num_key_value_heads=max(1, workload.heads // 4),
-        max_position_embeddings=1024,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+    model = build_model(
+        tokenizer,
+        hidden=workload.hidden,
+        intermediate=4 * workload.hidden,
+        layers=workload.layers,
+        heads=workload.heads,
+        kv_heads=max(1, workload.heads // 4),
+        positions=1024,
     )
-    Qwen2ForCausalLM(config).save_pretrained(folder / "model")
+    model.save_pretrained(folder / "model")
     rows = [
         {
             "data_source": "bench",
@@ -128,8 +130,6 @@ def run(folder: Path, source: str, workload: Workload) -> dict[int, dict[str, fl
         "actor_rollout_ref.rollout.max_model_len": workload.response_length + 64,
         "soup.source": source,
         "soup.lookahead.age": AGE,
-        "soup.prefix_length.low": workload.prefix_low,
-        "soup.prefix_length.high": workload.prefix_high,
         "reward.custom_reward_function.path": folder / "reward.py",
         "trainer.v1.trainer_mode": "alternating_soup_cpu",
         "trainer.default_local_dir": folder / source,
@@ -140,6 +140,10 @@ def run(folder: Path, source: str, workload: Workload) -> dict[int, dict[str, fl
         "trainer.save_freq": -1,
         "trainer.resume_mode": "disable",
     }
+    lengths: dict[str, object] = {"low": workload.prefix_low, "high": workload.prefix_high}
+    if source == "replay":
+        lengths = {"unit": "share", "low": 0.02, "high": 0.98}  # a mean cut of one half
+    settings |= {f"soup.prefix_length.{key}": value for key, value in lengths.items()}
     log = folder / f"{source}.log"
     print(f"{folder.name}, {source}: {workload.steps} steps, log in {log}", flush=True)
     with log.open("w") as file:
@@ -161,15 +165,18 @@ def run(folder: Path, source: str, workload: Workload) -> dict[int, dict[str, fl
 def summarize(metrics: dict[int, dict[str, float]], source: str) -> dict[str, object]:
     """Median step times of both kinds with quartiles, their ratio, and generation's share of a GRPO step."""
     seconds: dict[str, list[float]] = {"grpo": [], "soup": []}
+    decoded: dict[str, list[float]] = {"grpo": [], "soup": []}
     for step, values in metrics.items():
         kind = kind_of(step, source)
         if kind and step > 2 and step + AGE <= max(metrics):  # the first two steps warm up, the last look nowhere
             seconds[kind].append(values["timing_s/step"])
+            decoded[kind].append(values["soup/decode_tokens_total"])
     result: dict[str, object] = {}
     for kind, values in seconds.items():
         low, middle, high = quantiles(values, n=4)
         result[kind] = {"steps": len(values), "median_s": middle, "quartiles_s": [low, high]}
     result["ratio"] = median(seconds["soup"]) / median(seconds["grpo"])
+    result["decode_tokens_ratio"] = median(decoded["soup"]) / median(decoded["grpo"])
     plain = [values for step, values in metrics.items() if kind_of(step, source) == "grpo" and step > 2]
     result["generation_share_grpo"] = median(values["timing_s/gen"] / values["timing_s/step"] for values in plain)
     return result
@@ -179,13 +186,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/bench_overhead"))
     parser.add_argument("--model", choices=sorted(WORKLOADS), action="append")
-    parser.add_argument("--sources", nargs="+", choices=("lookahead", "snapshot"), default=["lookahead", "snapshot"])
+    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=SOURCES)
     args = parser.parse_args()
     results: dict[str, object] = {"machine": {"processor": platform.processor(), "cores": os.cpu_count()}}
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("model", "source", "GRPO s/step", "SOUP s/step", "ratio", "limit")
+    table = Table("model", "source", "GRPO s/step", "SOUP s/step", "ratio", "limit", "decoded tokens, ratio")
     for name in args.model or WORKLOADS:
         workload = WORKLOADS[name]
         folder = (args.out / name).absolute()
@@ -203,6 +210,7 @@ def main() -> None:
                 f"{result['soup']['median_s']:.3f}",
                 f"{result['ratio']:.3f}",
                 "-" if limit is None else f"{limit:.2f}",
+                f"{result['decode_tokens_ratio']:.3f}",
             )
             (args.out / "overhead.json").write_text(json.dumps(results, indent=1))
     Console().print(table)

@@ -19,5 +19,5 @@ class AlternatingPlanner(MixingPlanner):
 
 @register_trainer("alternating_soup_cpu")
 class AlternatingSoupTrainer(CpuSoupTrainer):
-    def _build_planner(self) -> MixingPlanner:
-        return AlternatingPlanner(**vars(super()._build_planner()))
+    def _build_planner(self, last_step: int) -> MixingPlanner:
+        return AlternatingPlanner(**vars(super()._build_planner(last_step)))

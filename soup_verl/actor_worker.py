@@ -10,17 +10,24 @@ from safetensors.torch import load_file, save_file
 from tensordict import TensorDict
 from verl.experimental.separation.engine_workers import DetachActorWorker
 from verl.single_controller.base.decorator import Dispatch, register
+from verl.utils import tensordict_utils as tu
 from verl.utils.metric import Metric
-from verl.workers.utils.padding import no_padding_2_padding
+from verl.workers.utils.padding import no_padding_2_padding, response_to_nested
 
-from soup_verl import metrics
+from soup_verl import core_algos, metrics
 
 SUM_PREFIX = "soup_sum/"
 """Metrics of one micro-batch on their way to `metrics.finish_update_metrics`."""
+SHAPED_GAMMA = "soup_shaped_gamma"
+"""Batch entry: gamma of `prefix_objective=shaped`; 0 for any other objective."""
+PREFIX_CORRECTION = "soup_prefix_correction"
+"""Batch entry: `soup.prefix_correction`."""
 
 
 class SegmentLoss:
-    """verl's loss unchanged, with the segment sums of `metrics.update_sums` added to its metrics.
+    """verl's loss on tensors that SOUP may have changed, with the segment sums of `metrics.update_sums` added.
+
+    What changes them depends on pi_theta while it moves, so it happens here: `shaped` and `prefix_correction`.
 
     Args:
         inner: verl's loss, a partial that holds the actor's configuration as `config`.
@@ -31,6 +38,7 @@ class SegmentLoss:
         self._config = inner.keywords["config"]
 
     def __call__(self, model_output: dict, data: TensorDict, dp_group: Any = None) -> tuple[torch.Tensor, dict]:
+        data = self._changed(model_output, data)
         loss, loss_metrics = self._inner(model_output=model_output, data=data, dp_group=dp_group)
         if self._config.policy_loss.get("loss_mode", "vanilla") == "vanilla":  # what "clipped" means is its rule
             with torch.no_grad():
@@ -40,6 +48,31 @@ class SegmentLoss:
                 for key, value in sums.items()
             }
         return loss, loss_metrics
+
+    @staticmethod
+    def _changed(model_output: dict, data: TensorDict) -> TensorDict:
+        gamma = tu.get_non_tensor_data(data, SHAPED_GAMMA, 0.0)
+        correction = tu.get_non_tensor_data(data, PREFIX_CORRECTION, "none")
+        if gamma == 0 and correction == "none":
+            return data
+        names = ("old_log_probs", "advantages", "prefix_mask", "rollout_log_probs")
+        fields = data.select(*names).to_padded_tensor()
+        old_log_probs, advantages = fields["old_log_probs"], fields["advantages"]
+        with torch.no_grad():
+            log_probs = no_padding_2_padding(model_output["log_probs"], data)
+            mask = fields["prefix_mask"]
+            if correction == "min_prefix":
+                advantages = advantages * core_algos.min_prefix_weight(
+                    log_probs, fields["rollout_log_probs"], prefix_mask=mask
+                )
+            if gamma > 0:
+                old_log_probs, advantages = core_algos.shaped_tokens(
+                    log_probs, old_log_probs, advantages, prefix_mask=mask, gamma=gamma
+                )
+        data = data.copy()  # shallow: the caller keeps its own fields
+        data["old_log_probs"] = response_to_nested(old_log_probs, data["response_mask"])
+        data["advantages"] = response_to_nested(advantages, data["response_mask"])
+        return data
 
     def _sums(self, model_output: dict, data: TensorDict) -> dict[str, float]:
         config = self._config

@@ -1,23 +1,31 @@
-"""The `soup:` section of a run's configuration, and every rule it must obey.
+"""The `soup:` section of a run's configuration, and every rule within it.
 
 Plain Python: no torch, no Hydra, no verl. `SoupConfig.parse` builds the section from a mapping and refuses unknown
-keys; `check_run` checks the rules between `soup.*` and the rest of a run's configuration. Both run before Ray starts.
+keys. `run_rules.py` has the rules between `soup.*` and the rest of a run. Both run before Ray starts.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-SOURCES = ("lookahead", "snapshot")
-PREFIX_OBJECTIVES = ("behavior", "decoupled", "masked")
+SOURCES = ("lookahead", "snapshot", "replay")
+POSITIONS = ("prefix", "middle", "suffix")
+GATES = ("always", "unsolved", "saturated")
+PREFIX_OBJECTIVES = ("behavior", "decoupled", "masked", "shaped")
+PREFIX_CORRECTIONS = ("none", "min_prefix")
 BASELINES = ("shared", "split")
+BEHAVIOR_LOG_PROBS = ("rollout", "actor")
 LENGTH_DISTRIBUTIONS = ("fixed", "uniform")
-SNAPSHOT_CHOICES = ("uniform", "oldest", "latest")
+LENGTH_UNITS = ("tokens", "share")
+SCHEDULE_SHAPES = ("constant", "linear", "cosine")
+SNAPSHOT_CHOICES = ("uniform", "oldest", "latest", "auto")
+REPLAY_CHOICES = ("uniform", "latest", "best_reward", "worst_reward", "entropy")
 
 
 class PortableError(ValueError):
@@ -40,70 +48,121 @@ class ConfigError(PortableError):
         super().__init__(f"{key}={value!r}: expected {expected}." + (f" {remedy}" if remedy else ""))
 
 
-def _require(ok: bool, key: str, value: Any, expected: str, remedy: str = "") -> None:
+def require(ok: bool, key: str, value: Any, expected: str, remedy: str = "") -> None:
+    """Raise ConfigError unless `ok`."""
     if not ok:
         raise ConfigError(key, value, expected, remedy)
 
 
 def _require_one_of(key: str, value: Any, choices: tuple[str, ...]) -> None:
-    _require(value in choices, key, value, f"one of {', '.join(choices)}")
+    require(value in choices, key, value, f"one of {', '.join(choices)}")
 
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _require_int(key: str, value: Any, *, minimum: int) -> None:
-    _require(_is_int(value) and value >= minimum, key, value, f"an integer of at least {minimum}")
+    require(_is_int(value) and value >= minimum, key, value, f"an integer of at least {minimum}")
+
+
+def _require_above_0(key: str, value: Any) -> None:
+    require(_is_number(value) and value > 0, key, value, "a number above 0")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How a value moves over training: from its own setting at step 1 to `final` at step `steps`, then it stays."""
+
+    shape: str = "constant"
+    final: float | None = None
+    steps: int | None = None  # None: the run's last step
+
+    def check(self, path: str) -> None:
+        """Raises ConfigError; `path` is the section's own key."""
+        _require_one_of(f"{path}.shape", self.shape, SCHEDULE_SHAPES)
+        if self.shape == "constant":
+            require(self.final is None, f"{path}.final", self.final, "null with shape=constant")
+        else:
+            require(_is_number(self.final), f"{path}.final", self.final, f"a number, because {path}.shape={self.shape}")
+        if self.steps is not None:
+            _require_int(f"{path}.steps", self.steps, minimum=1)
 
 
 @dataclass(frozen=True)
 class PrefixLengthConfig:
-    """How many tokens a prefix has: drawn for each response, seeded, both ends included."""
+    """How long a prefix is: drawn for each response, seeded, both ends included."""
 
     distribution: str = "uniform"
-    low: int = 1
-    high: int | None = None  # None: half of the response budget
+    unit: str = "tokens"
+    low: float = 1
+    high: float | None = None  # None: half of the response budget, or the whole source response
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)  # of `high`
 
     def __post_init__(self) -> None:
-        _require_one_of("soup.prefix_length.distribution", self.distribution, LENGTH_DISTRIBUTIONS)
-        _require_int("soup.prefix_length.low", self.low, minimum=1)
+        path = "soup.prefix_length"
+        _require_one_of(f"{path}.distribution", self.distribution, LENGTH_DISTRIBUTIONS)
+        _require_one_of(f"{path}.unit", self.unit, LENGTH_UNITS)
+        self._check_length(f"{path}.low", self.low)
         if self.high is not None:
-            _require_int("soup.prefix_length.high", self.high, minimum=1)
-            _require(
-                self.low <= self.high,
-                "soup.prefix_length.low",
-                self.low,
-                f"at most soup.prefix_length.high={self.high}",
-            )
+            self._check_length(f"{path}.high", self.high)
+            require(self.low <= self.high, f"{path}.low", self.low, f"at most {path}.high={self.high}")
         if self.distribution == "fixed":
-            _require(
+            require(
                 self.high is not None and self.low == self.high,
-                "soup.prefix_length.high",
+                f"{path}.high",
                 self.high,
-                f"the same as soup.prefix_length.low={self.low} when the distribution is fixed",
+                f"the same as {path}.low={self.low} when the distribution is fixed",
                 "Set both to the one length, or use distribution=uniform.",
             )
+        self.schedule.check(f"{path}.schedule")
+        if self.schedule.final is not None:
+            self._check_length(f"{path}.schedule.final", self.schedule.final)
 
-    def bounds(self, response_length: int) -> tuple[int, int]:
-        """Lowest and highest length in tokens for a response budget of `response_length` tokens."""
-        return self.low, self.high if self.high is not None else max(self.low, response_length // 2)
+    def _check_length(self, key: str, value: Any) -> None:
+        if self.unit == "tokens":
+            _require_int(key, value, minimum=1)
+        else:
+            require(_is_number(value) and 0 < value <= 1, key, value, "a share above 0 and up to 1, because unit=share")
+
+    def bounds(self, response_length: int) -> tuple[float, float]:
+        """Lowest and highest length, before any schedule: tokens of a budget of `response_length`, or shares."""
+        if self.high is not None:
+            return self.low, self.high
+        return self.low, max(self.low, response_length // 2) if self.unit == "tokens" else 1.0
+
+    def longest(self, response_length: int) -> float:
+        """The highest length at any step."""
+        return max(self.bounds(response_length)[1], self.schedule.final or 0)
 
 
 @dataclass(frozen=True)
 class LookaheadConfig:
     """Prefixes of step t + age are sampled by the policy of step t."""
 
-    age: int = 4
+    age: int | list = 4
 
     def __post_init__(self) -> None:
-        _require(
-            _is_int(self.age) and self.age >= 1,
+        require(
+            len(self.ages) > 0 and all(_is_int(a) and a >= 1 for a in self.ages) and _all_differ(self.ages),
             "soup.lookahead.age",
             self.age,
-            "a whole number of steps, at least 1",
+            "a whole number of steps, at least 1, or a list of different ones",
             "An age of 0 is the current policy; for plain GRPO set soup.mixed_fraction=0.",
         )
+
+    @property
+    def ages(self) -> tuple[int, ...]:
+        """Every age, in the order given."""
+        return tuple(self.age) if isinstance(self.age, (list, tuple)) else (self.age,)
+
+
+def _all_differ(values: tuple[Any, ...]) -> bool:
+    return len(set(values)) == len(values)
 
 
 @dataclass(frozen=True)
@@ -121,47 +180,121 @@ class SnapshotConfig:
 
 
 @dataclass(frozen=True)
+class ReplayConfig:
+    """A store of responses that earlier policies gave; host memory stays under 8 bytes x `capacity_tokens`."""
+
+    capacity_tokens: int = 64_000_000
+    per_prompt: int = 16
+    max_policy_age: int | None = None  # None: no limit
+    choice: str = "uniform"
+
+    def __post_init__(self) -> None:
+        _require_int("soup.replay.capacity_tokens", self.capacity_tokens, minimum=1024)
+        _require_int("soup.replay.per_prompt", self.per_prompt, minimum=1)
+        if self.max_policy_age is not None:
+            _require_int("soup.replay.max_policy_age", self.max_policy_age, minimum=1)
+        _require_one_of("soup.replay.choice", self.choice, REPLAY_CHOICES)
+
+
+@dataclass(frozen=True)
+class KlControlConfig:
+    """Keeping the historical policies near the current one, but not too near. All in nats a token, k3 estimate."""
+
+    max_prefix_kl: float | None = None
+    min_prefix_kl: float | None = None
+    patience: int = 10
+    target_kl: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_prefix_kl", "min_prefix_kl", "target_kl"):
+            if (value := getattr(self, name)) is not None:
+                _require_above_0(f"soup.kl_control.{name}", value)
+        if self.max_prefix_kl is not None and self.min_prefix_kl is not None:
+            require(
+                self.min_prefix_kl < self.max_prefix_kl,
+                "soup.kl_control.min_prefix_kl",
+                self.min_prefix_kl,
+                f"less than soup.kl_control.max_prefix_kl={self.max_prefix_kl}",
+            )
+        _require_int("soup.kl_control.patience", self.patience, minimum=1)
+
+
+@dataclass(frozen=True)
 class SoupConfig:
     """Everything SOUP adds to a verl run; see `recipe/soup/config/soup_trainer.yaml` for each key's meaning."""
 
     mixed_fraction: float = 0.5
+    mixed_fraction_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    when: str = "always"
     source: str = "lookahead"
+    warm_start: bool = False
+    position: str = "prefix"
     prefix_length: PrefixLengthConfig = field(default_factory=PrefixLengthConfig)
     lookahead: LookaheadConfig = field(default_factory=LookaheadConfig)
     snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    kl_control: KlControlConfig = field(default_factory=KlControlConfig)
+    behavior_log_probs: str = "rollout"
     prefix_objective: str = "behavior"
     decoupled_weight_cap: float = 2.0
+    shaped_gamma: float = 0.1
+    prefix_correction: str = "none"
     baseline: str = "shared"
     seed: int = 0
     sampling_seed: int | None = None
 
     def __post_init__(self) -> None:
-        _require(
-            isinstance(self.mixed_fraction, (int, float))
-            and not isinstance(self.mixed_fraction, bool)
-            and 0 <= self.mixed_fraction <= 1,
-            "soup.mixed_fraction",
-            self.mixed_fraction,
-            "a number from 0 to 1",
-            "It is the share of each prompt's responses that start with a historical prefix; 0 is plain GRPO.",
-        )
+        _require_share("soup.mixed_fraction", self.mixed_fraction)
+        self.mixed_fraction_schedule.check("soup.mixed_fraction_schedule")
+        if self.mixed_fraction_schedule.final is not None:
+            _require_share("soup.mixed_fraction_schedule.final", self.mixed_fraction_schedule.final)
+        _require_one_of("soup.when", self.when, GATES)
         _require_one_of("soup.source", self.source, SOURCES)
+        _require_one_of("soup.position", self.position, POSITIONS)
+        _require_one_of("soup.behavior_log_probs", self.behavior_log_probs, BEHAVIOR_LOG_PROBS)
         _require_one_of("soup.prefix_objective", self.prefix_objective, PREFIX_OBJECTIVES)
+        _require_one_of("soup.prefix_correction", self.prefix_correction, PREFIX_CORRECTIONS)
         _require_one_of("soup.baseline", self.baseline, BASELINES)
-        _require(
-            isinstance(self.decoupled_weight_cap, (int, float)) and self.decoupled_weight_cap > 0,
-            "soup.decoupled_weight_cap",
-            self.decoupled_weight_cap,
-            "a number above 0",
-        )
+        _require_above_0("soup.decoupled_weight_cap", self.decoupled_weight_cap)
+        _require_above_0("soup.shaped_gamma", self.shaped_gamma)
         _require_int("soup.seed", self.seed, minimum=0)
         if self.sampling_seed is not None:
             _require_int("soup.sampling_seed", self.sampling_seed, minimum=0)
+        self._check_source_can()
+
+    def _check_source_can(self) -> None:
+        """What only one source can do."""
+        require(
+            self.prefix_length.unit == "tokens" or self.source == "replay",
+            "soup.prefix_length.unit",
+            self.prefix_length.unit,
+            f"tokens with soup.source={self.source}",
+            "Only replay knows how long the source response is.",
+        )
+        require(
+            self.position == "prefix" or self.source == "snapshot",
+            "soup.position",
+            self.position,
+            f"prefix with soup.source={self.source}",
+            "Historical tokens elsewhere in the response need soup.source=snapshot.",
+        )
+        require(
+            not (self.warm_start and self.source == "replay"),
+            "soup.warm_start",
+            self.warm_start,
+            "false with soup.source=replay, which has nothing before a prompt's second visit",
+        )
+        require(
+            self.source != "snapshot" or self.snapshot.choice != "auto" or self.kl_control.target_kl is not None,
+            "soup.kl_control.target_kl",
+            None,
+            "the prefix KL to aim at, because soup.snapshot.choice=auto",
+        )
 
     @property
     def mixing(self) -> bool:
         """Whether any response can be mixed; False is GRPO, number for number."""
-        return self.mixed_fraction > 0
+        return self.mixed_fraction > 0 or (self.mixed_fraction_schedule.final or 0) > 0
 
     @classmethod
     def parse(cls, section: Mapping[str, Any]) -> SoupConfig:
@@ -171,6 +304,16 @@ class SoupConfig:
             ConfigError: an unknown key or a value out of range, named in full.
         """
         return _parse(cls, section, "soup")
+
+
+def _require_share(key: str, value: Any) -> None:
+    require(
+        _is_number(value) and 0 <= value <= 1,
+        key,
+        value,
+        "a number from 0 to 1",
+        "It is the share of each prompt's responses that start with a historical prefix; 0 is plain GRPO.",
+    )
 
 
 def _parse(cls: Any, section: Any, path: str) -> Any:
@@ -197,148 +340,5 @@ def _check_type(key: str, value: Any, hint: Any) -> None:
     if float in allowed:
         allowed = (*allowed, int)
     names = " or ".join("null" if t is type(None) else t.__name__ for t in allowed)
-    _require(isinstance(value, allowed) and not isinstance(value, bool), key, value, f"a value of type {names}")
-
-
-def _get(config: Mapping[str, Any], path: str, default: Any = None) -> Any:
-    node: Any = config
-    for part in path.split("."):
-        if not isinstance(node, Mapping) or part not in node:
-            return default
-        node = node[part]
-    return default if node is None else node
-
-
-def check_run(soup: SoupConfig, config: Mapping[str, Any]) -> None:
-    """Check the rules between `soup` and the rest of the run.
-
-    Args:
-        soup: the parsed section.
-        config: the whole resolved configuration as plain mappings.
-
-    Raises:
-        ConfigError: the first rule that is broken.
-    """
-    if not soup.mixing:
-        return
-    _check_mixing_possible(soup, config)
-    _check_prefix_fits(soup, config)
-    _check_behavior_log_probs(config)
-    _check_objective(soup, config)
-    _check_prompt_order(soup, config)
-
-
-def _check_mixing_possible(soup: SoupConfig, config: Mapping[str, Any]) -> None:
-    n = _get(config, "actor_rollout_ref.rollout.n", 1)
-    _require(
-        round(soup.mixed_fraction * n) >= 1,
-        "soup.mixed_fraction",
-        soup.mixed_fraction,
-        f"a share that makes at least one of actor_rollout_ref.rollout.n={n} responses mixed",
-        "Raise it, raise rollout.n, or set it to 0 for plain GRPO.",
-    )
-    estimator = _get(config, "algorithm.adv_estimator")
-    _require(
-        estimator == "soup",
-        "algorithm.adv_estimator",
-        estimator,
-        "soup, because soup.mixed_fraction is above 0",
-        "Set algorithm.adv_estimator=soup, or soup.mixed_fraction=0.",
-    )
-    agent = _get(config, "actor_rollout_ref.rollout.agent.default_agent_loop")
-    _require(
-        agent == "soup_agent",
-        "actor_rollout_ref.rollout.agent.default_agent_loop",
-        agent,
-        "soup_agent, the agent loop that can continue a prefix",
-        "Other agent loops run with soup.mixed_fraction=0.",
-    )
-    manager = _get(config, "actor_rollout_ref.rollout.agent.agent_loop_manager_class")
-    _require(
-        manager == "soup_verl.rollout.SoupAgentLoopManager",
-        "actor_rollout_ref.rollout.agent.agent_loop_manager_class",
-        manager,
-        "soup_verl.rollout.SoupAgentLoopManager, because soup.mixed_fraction is above 0",
-    )
-
-
-def _check_prefix_fits(soup: SoupConfig, config: Mapping[str, Any]) -> None:
-    budget = _get(config, "actor_rollout_ref.rollout.response_length", 0)
-    low, high = soup.prefix_length.bounds(budget)
-    key = "soup.prefix_length.high" if soup.prefix_length.high is not None else "soup.prefix_length.low"
-    _require(
-        high < budget,
-        key,
-        max(low, high),
-        f"less than the response budget data.max_response_length={budget} tokens",
-        "A prefix must leave room for a continuation.",
-    )
-
-
-def _check_behavior_log_probs(config: Mapping[str, Any]) -> None:
-    rollout = "actor_rollout_ref.rollout"
-    _require(
-        bool(_get(config, f"{rollout}.calculate_log_probs", False)),
-        f"{rollout}.calculate_log_probs",
-        False,
-        "true: the rollout engine's log-probs are the behaviour log-probs of the prefix",
-    )
-    temperature = _get(config, f"{rollout}.temperature", 1.0)
-    _require(temperature > 0, f"{rollout}.temperature", temperature, "above 0: a greedy prefix has no probability")
-    mode = _get(config, f"{rollout}.logprobs_mode", "processed_logprobs")
-    _require(
-        mode == "processed_logprobs",
-        f"{rollout}.logprobs_mode",
-        mode,
-        "processed_logprobs, log-probs at the sampling temperature",
-    )
-    for name, neutral in (("top_p", 1.0), ("top_k", -1)):
-        value = _get(config, f"{rollout}.{name}", neutral)
-        _require(
-            value == neutral,
-            f"{rollout}.{name}",
-            value,
-            f"{neutral}: truncated sampling has other log-probs than the trainer's full softmax",
-            "Truncate in validation (rollout.val_kwargs) instead.",
-        )
-
-
-def _check_objective(soup: SoupConfig, config: Mapping[str, Any]) -> None:
-    if soup.prefix_objective != "decoupled":
-        return
-    correction = "algorithm.rollout_correction"
-    _require(
-        not _get(config, f"{correction}.bypass_mode", False),
-        f"{correction}.bypass_mode",
-        True,
-        "false with soup.prefix_objective=decoupled, which clips around the recomputed old_log_probs",
-    )
-    for name in ("rollout_is", "rollout_rs"):
-        value = _get(config, f"{correction}.{name}")
-        _require(
-            value is None,
-            f"{correction}.{name}",
-            value,
-            "null with soup.prefix_objective=decoupled, which already weights prefix tokens",
-            "Both together would correct them twice.",
-        )
-
-
-def _check_prompt_order(soup: SoupConfig, config: Mapping[str, Any]) -> None:
-    _require(
-        not _get(config, "algorithm.filter_groups.enable", False),
-        "algorithm.filter_groups.enable",
-        True,
-        "false when soup.mixed_fraction is above 0: refilled prompts have no prefix planned",
-    )
-    refill = "trainer.v1.sampler.sync_refill_failed_groups"
-    _require(not _get(config, refill, False), refill, True, "false when soup.mixed_fraction is above 0")
-    total = _get(config, "trainer.total_training_steps")
-    if soup.source == "lookahead" and total is not None:
-        _require(
-            soup.lookahead.age < total,
-            "soup.lookahead.age",
-            soup.lookahead.age,
-            f"less than trainer.total_training_steps={total}",
-            "Otherwise the run ends before the first prefix is used.",
-        )
+    ok = isinstance(value, allowed) and (bool in allowed or not isinstance(value, bool))
+    require(ok, key, value, f"a value of type {names}")

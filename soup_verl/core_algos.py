@@ -122,7 +122,65 @@ PREFIX_OBJECTIVES: dict[str, PrefixObjective] = {
     "behavior": PrefixObjective(anchor_is_behavior=True, weight=unit_weight, trained=True),
     "decoupled": PrefixObjective(anchor_is_behavior=False, weight=truncated_weight, trained=True),
     "masked": PrefixObjective(anchor_is_behavior=True, weight=zero_weight, trained=False),
+    "shaped": PrefixObjective(anchor_is_behavior=True, weight=unit_weight, trained=True),  # and `shaped_tokens`
 }
+
+
+# ---- inside the loss: what depends on pi_theta while it moves ----
+
+
+def shaped_tokens(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, *, prefix_mask: Tensor, gamma: float
+) -> tuple[Tensor, Tensor]:
+    """`old_log_probs` and `advantages` that make the clipped loss train prefix tokens by A p / (p + gamma).
+
+    LUFFY (arXiv 2504.14945, policy shaping): p = pi_theta(y_i), pi_h taken as 1, no clip. Its gradient is
+    A gamma p / (p + gamma)^2 grad log p; the clipped loss gives exactly that at ratio 1 with the advantage multiplied
+    by gamma p / (p + gamma)^2, both detached. The loss's value differs, its gradient does not.
+
+    Returns:
+        The two tensors, (batch, response_length), changed on prefix tokens only.
+    """
+    p = log_probs.detach().exp()
+    weight = gamma * p / (p + gamma) ** 2
+    prefix = prefix_mask.bool()
+    return (
+        torch.where(prefix, log_probs.detach(), old_log_probs),
+        torch.where(prefix, advantages * weight, advantages),
+    )
+
+
+def min_prefix_weight(log_probs: Tensor, behavior_log_probs: Tensor, *, prefix_mask: Tensor) -> Tensor:
+    """Smallest ratio of the prefix tokens before each token, detached; 1 where none came before.
+
+    MinPRO (arXiv 2601.22718) puts it in place of the product of the preceding ratios, which is what would correct for
+    the prefix having led to another distribution of states. Shape (batch, response_length).
+    """
+    ratio = token_ratio(log_probs.detach(), behavior_log_probs)
+    ratio = torch.where(prefix_mask.bool(), ratio, torch.full_like(ratio, torch.inf))
+    before = torch.full_like(ratio[..., :1], torch.inf)
+    lowest = torch.cummin(torch.cat([before, ratio[..., :-1]], dim=-1), dim=-1).values
+    return torch.where(lowest.isinf(), torch.ones_like(lowest), lowest)
+
+
+# ---- KL control ----
+
+
+def past_kl_limit(old_log_probs: Tensor, behavior_log_probs: Tensor, *, prefix_mask: Tensor, max_kl: float) -> Tensor:
+    """Prefix tokens from the first on at which the running mean of k3 over the prefix exceeds `max_kl`.
+
+    Args:
+        old_log_probs, behavior_log_probs, prefix_mask: (batch, response_length).
+        max_kl: nats a token.
+
+    Returns:
+        (batch, response_length) boolean.
+    """
+    prefix = prefix_mask.bool()
+    k3 = torch.where(prefix, kl_k3(old_log_probs, behavior_log_probs), torch.zeros_like(old_log_probs))
+    running_mean = k3.cumsum(dim=-1) / prefix.cumsum(dim=-1).clamp(min=1)
+    exceeded = torch.cummax((prefix & (running_mean > max_kl)).to(torch.int8), dim=-1).values.bool()
+    return prefix & exceeded
 
 
 def token_advantages(

@@ -183,6 +183,32 @@ def _prefix_divergence(batch: StepBatch) -> dict[str, float]:
     }
 
 
+def prefix_kl_by_age(batch: StepBatch) -> dict[int, tuple[float, int]]:
+    """Policy age in steps -> (mean k3 of its prefix tokens in nats, their number); empty where it is not known."""
+    if batch.old_log_probs is None or batch.behavior_log_probs is None:
+        return {}
+    mask = segment_masks(batch.response_mask, batch.prefix_mask)["prefix"]
+    ages = batch.current_version - batch.policy_version
+    found = {}
+    for age in sorted(set(ages[batch.is_mixed].tolist())):
+        tokens = mask & (ages == age).unsqueeze(-1)
+        k3 = core_algos.kl_k3(batch.old_log_probs[tokens], batch.behavior_log_probs[tokens])
+        found[int(age)] = (_mean(k3), k3.numel())
+    return found
+
+
+def prefix_kl_metrics(kl_by_age: dict[int, tuple[float, int]]) -> dict[str, float]:
+    """`soup/prefix_kl_k3_age_A_B`: mean over prefix tokens whose policy is A to B steps old, A and B powers of two."""
+    sums: dict[tuple[int, int], list[tuple[float, int]]] = defaultdict(list)
+    for age, entry in kl_by_age.items():
+        low = 1 << (max(age, 1).bit_length() - 1)
+        sums[low, 2 * low - 1].append(entry)
+    return {
+        f"soup/prefix_kl_k3_age_{low}_{high}": sum(kl * n for kl, n in entries) / sum(n for _, n in entries)
+        for (low, high), entries in sums.items()
+    }
+
+
 def _rewards_by_kind(batch: StepBatch) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for name, rows in (("mixed", batch.is_mixed), ("onpolicy", ~batch.is_mixed)):

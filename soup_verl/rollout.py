@@ -10,11 +10,12 @@ SoupTrainer                          puts GroupPrefixes beside each prompt of a 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
-from uuid import uuid4
 
+import numpy as np
 import ray
 import torch
 import transfer_queue as tq
@@ -26,8 +27,9 @@ from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import TokenOutput
 
 from soup_verl.config import SoupConfig
-from soup_verl.history.base import GroupPrefixes, Prefix
+from soup_verl.history.base import GroupPrefixes, Prefix, PromptPlan
 from soup_verl.mixing import PrefixRequest, stable_seed
+from soup_verl.prefix_sampler import PrefixSampler
 
 GROUP_PREFIXES = "group_prefixes"
 """Batch field, one GroupPrefixes a prompt, on its way from the trainer to the agent loop."""
@@ -40,16 +42,19 @@ _WorkerTQ = AgentLoopWorkerTQ.__ray_metadata__.modified_class.__ray_actor_class_
 class MixedOutput(AgentLoopOutput):
     """verl's output of one session, plus which of its tokens came from which policy."""
 
+    prefix_start: int = 0
+    """Response token at which the historical ones begin."""
     prefix_length: int = 0
-    """Leading response tokens that a historical policy sampled."""
+    """Response tokens that a historical policy sampled."""
     policy_version: int = -1
     """Version of that policy; -1 for an on-policy response."""
 
     def as_dict(self) -> dict[str, Any]:
         """verl's fields, plus `prefix_mask` (response_length,) int8 and `policy_version` (scalar) int64."""
         fields = super().as_dict()
-        length = fields.pop("prefix_length", 0)
-        fields["prefix_mask"] = (torch.arange(len(self.response_ids)) < length).to(torch.int8)
+        start, length = fields.pop("prefix_start", 0), fields.pop("prefix_length", 0)
+        place = torch.arange(len(self.response_ids))
+        fields["prefix_mask"] = ((place >= start) & (place < start + length)).to(torch.int8)
         fields["policy_version"] = torch.tensor(fields.pop("policy_version", -1), dtype=torch.int64)
         return fields
 
@@ -59,19 +64,29 @@ class ContinuingClient:
 
     Args:
         client: verl's client.
-        prefix: the head of the response.
+        prefix: the given head of the response; if it is complete the engine is not asked at all.
         response_length: budget of the whole response in tokens.
+        version: version of the policy the engine holds.
     """
 
-    def __init__(self, client: LLMServerClient, prefix: Prefix, response_length: int):
+    def __init__(self, client: LLMServerClient, prefix: Prefix, response_length: int, version: int):
         self._client = client
         self._prefix = prefix
         self._response_length = response_length
+        self._version = version
 
     async def generate(
         self, request_id: str, *, prompt_ids: list[int], sampling_params: dict[str, Any], **kwargs: Any
     ) -> TokenOutput:
         """As `LLMServerClient.generate`; the token ids and log-probs returned begin with the prefix."""
+        if self._prefix.complete:
+            names = ("global_steps", "min_global_steps", "max_global_steps")
+            return TokenOutput(
+                token_ids=list(self._prefix.token_ids),
+                log_probs=list(self._prefix.log_probs),
+                stop_reason="completed",
+                extra_fields=dict.fromkeys(names, self._version),
+            )
         output = await self._client.generate(
             request_id,
             prompt_ids=[*prompt_ids, *self._prefix.token_ids],
@@ -99,14 +114,19 @@ class SoupAgentLoop(SingleTurnAgentLoop):
         group: GroupPrefixes | None = kwargs.get(GROUP_PREFIXES)
         prefix = group.by_session.get(kwargs["session_id"]) if group else None
         if prefix is not None:
-            self.server_manager = ContinuingClient(self.server_manager, prefix, self.response_length)
+            version = int(kwargs["global_steps"]) - 1
+            self.server_manager = ContinuingClient(self.server_manager, prefix, self.response_length, version)
         output = await super().run(sampling_params, **kwargs)
         if prefix is not None:
             assert output.response_ids[: len(prefix)] == list(prefix.token_ids), "the response lost its prefix"
+        fields = {name: getattr(output, name) for name in output.model_fields_set}
+        if prefix is None or not prefix.historical:
+            return MixedOutput(**fields)
         return MixedOutput(
-            **{name: getattr(output, name) for name in output.model_fields_set},
-            prefix_length=len(prefix) if prefix else 0,
-            policy_version=prefix.policy_version if prefix else -1,
+            **fields,
+            prefix_start=prefix.head,
+            prefix_length=prefix.historical,
+            policy_version=prefix.policy_version,
         )
 
 
@@ -157,7 +177,13 @@ class SoupAgentLoopWorker(AgentLoopWorker):
         return errors
 
     async def sample_prefixes(
-        self, step: int, raw_prompts: Sequence[list[dict]], requests: Sequence[Sequence[PrefixRequest]], start: int
+        self,
+        step: int,
+        raw_prompts: Sequence[list[dict]],
+        requests: Sequence[Sequence[PrefixRequest]],
+        start: int,
+        heads: Sequence[dict[int, Prefix]],
+        only_heads: bool,
     ) -> list[dict[int, Prefix]]:
         """Sample the prefixes of some prompts from the policy that the rollout engine holds now.
 
@@ -166,44 +192,42 @@ class SoupAgentLoopWorker(AgentLoopWorker):
             raw_prompts: chat messages, one list a prompt.
             requests: the planned prefixes, one sequence a prompt.
             start: position of the first prompt in its batch.
+            heads: for each prompt, session -> what the prefix is to continue.
+            only_heads: sample those heads instead.
 
         Returns:
             For each prompt: session -> prefix, without those that came out empty.
         """
-        groups = zip(raw_prompts, requests, strict=True)
-        return await asyncio.gather(*(self._sample_group(step, start + i, p, r) for i, (p, r) in enumerate(groups)))
+        sampler = self._prefix_sampler()
+        groups = enumerate(zip(raw_prompts, requests, heads, strict=True), start)
+        if only_heads:
+            return await asyncio.gather(*(sampler.heads(step, i, p, r) for i, (p, r, _) in groups))
+        return await asyncio.gather(*(sampler.prefixes(step, i, p, r, h) for i, (p, r, h) in groups))
 
-    async def _sample_group(
-        self, step: int, position: int, raw_prompt: list[dict], requests: Sequence[PrefixRequest]
-    ) -> dict[int, Prefix]:
+    async def prompt_ids(self, raw_prompts: Sequence[list[dict]]) -> list[list[int]]:
+        """For each prompt the token ids it is answered from."""
+        return await asyncio.gather(*(self._prompt_ids(prompt) for prompt in raw_prompts))
+
+    async def _prompt_ids(self, raw_prompt: list[dict]) -> list[int]:
         if any(not isinstance(message["content"], str) for message in raw_prompt):
             raise ValueError("a prompt holds more than text: expected text only. Set soup.mixed_fraction=0 for others.")
-        prompt_ids = await self._builder().ct_build_initial_tokens(list(raw_prompt))
-        sampled = await asyncio.gather(*(self._sample_one(step, position, prompt_ids, r) for r in requests))
-        return {r.session: prefix for r, prefix in zip(requests, sampled, strict=True) if prefix is not None}
+        return await self._builder().ct_build_initial_tokens(list(raw_prompt))
 
-    async def _sample_one(
-        self, step: int, position: int, prompt_ids: list[int], request: PrefixRequest
-    ) -> Prefix | None:
+    def _prefix_sampler(self) -> PrefixSampler:
         rollout = self.config.actor_rollout_ref.rollout
-        params: dict[str, Any] = {
-            "temperature": rollout.temperature,
-            "top_p": rollout.top_p,
-            "top_k": rollout.top_k,
-            "repetition_penalty": 1.0,
-            "logprobs": True,
-            "max_tokens": request.length,
-        }
-        if self._soup.sampling_seed is not None:
-            params["seed"] = stable_seed("prefix", self._soup.sampling_seed, step, position, request.session)
-        output = await self.llm_client.generate(uuid4().hex, prompt_ids=prompt_ids, sampling_params=params)
-        assert output.log_probs is not None, "the rollout engine returned no log-probs"
-        return cut_prefix(
-            output.token_ids,
-            output.log_probs,
-            wanted=request.length,
+        return PrefixSampler(
+            client=self.llm_client,
+            prompt_ids_of=self._prompt_ids,
+            params={
+                "temperature": rollout.temperature,
+                "top_p": rollout.top_p,
+                "top_k": rollout.top_k,
+                "repetition_penalty": 1.0,
+                "logprobs": True,
+            },
+            response_length=rollout.response_length,
             eos_token_ids=self._eos_token_ids(),
-            policy_version=output.extra_fields["global_steps"],
+            seed=self._soup.sampling_seed,
         )
 
     def _builder(self) -> SingleTurnAgentLoop:
@@ -226,27 +250,9 @@ class SoupAgentLoopWorker(AgentLoopWorker):
         return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
 
 
-def cut_prefix(
-    token_ids: Sequence[int],
-    log_probs: Sequence[float],
-    *,
-    wanted: int,
-    eos_token_ids: frozenset[int],
-    policy_version: int,
-) -> Prefix | None:
-    """A sampled head as a prefix: it ends before the first end-of-sequence token, or where the engine stopped early.
-
-    Returns:
-        The prefix, or None if nothing is left of it.
-    """
-    ends = [i for i, token in enumerate(token_ids) if token in eos_token_ids]
-    if ends:
-        length = ends[0]
-    else:  # an early stop without an end token known to us: the last token is what stopped the engine
-        length = len(token_ids) if len(token_ids) >= wanted else len(token_ids) - 1
-    if length <= 0:
-        return None
-    return Prefix(tuple(token_ids[:length]), tuple(log_probs[:length]), policy_version)
+def token_key(index: int, token_ids: Sequence[int]) -> str:
+    """A prompt's data set index and a hash of its token ids: stable as long as both are."""
+    return f"{index}:{hashlib.sha256(np.asarray(token_ids, dtype=np.int64).tobytes()).hexdigest()[:16]}"
 
 
 class PendingGroups:
@@ -270,25 +276,44 @@ class SoupAgentLoopManager(AgentLoopManagerTQ):
         self.agent_loop_workers_class = ray.remote(SoupAgentLoopWorker)
 
     def sample_prefixes(
-        self, step: int, raw_prompts: list[list[dict]], prompt_keys: list[str], plan: list[tuple[PrefixRequest, ...]]
+        self,
+        step: int,
+        raw_prompts: list[list[dict]],
+        plan: list[PromptPlan],
+        *,
+        heads: list[GroupPrefixes] | None = None,
+        only_heads: bool = False,
     ) -> PendingGroups:
         """Ask for the planned prefixes of a batch without waiting; the rollout engine must be awake until they end.
 
         Args:
             step: the step whose batch it is.
-            raw_prompts, prompt_keys, plan: chat messages, fingerprint and planned prefixes of each prompt.
+            raw_prompts, plan: chat messages and planned prefixes of each prompt.
+            heads: what the prefixes are to continue, prompt by prompt.
+            only_heads: ask for what comes before the historical tokens instead.
         """
-        size = math.ceil(len(raw_prompts) / len(self.agent_loop_workers))
-        starts = range(0, len(raw_prompts), size)
+        requests = [p.requests for p in plan]
+        given = [group.by_session for group in heads] if heads else [{}] * len(plan)
         refs = [
-            worker.sample_prefixes.remote(step, raw_prompts[i : i + size], plan[i : i + size], i)
-            for worker, i in zip(self.agent_loop_workers, starts, strict=False)
+            worker.sample_prefixes.remote(step, raw_prompts[part], requests[part], part.start, given[part], only_heads)
+            for worker, part in self._shares(len(plan))
         ]
-        return PendingGroups(refs, prompt_keys)
+        return PendingGroups(refs, [p.prompt_key for p in plan])
+
+    def prompt_ids(self, raw_prompts: list[list[dict]]) -> list[list[int]]:
+        """For each prompt the token ids it is answered from."""
+        refs = [worker.prompt_ids.remote(raw_prompts[part]) for worker, part in self._shares(len(raw_prompts))]
+        return [ids for prompts in ray.get(refs) for ids in prompts]
+
+    def _shares(self, prompts: int) -> list[tuple[Any, slice]]:
+        """Each worker's part of a batch."""
+        size = math.ceil(prompts / len(self.agent_loop_workers))
+        parts = [slice(i, min(i + size, prompts)) for i in range(0, prompts, size)]
+        return list(zip(self.agent_loop_workers, parts, strict=False))
 
     def take_errors(self) -> list[str]:
         """Why sessions failed since the last call."""
         return [e for errors in ray.get([w.take_errors.remote() for w in self.agent_loop_workers]) for e in errors]
 
 
-__all__ = ["SoupAgentLoop", "SoupAgentLoopManager", "SoupAgentLoopWorker", "cut_prefix"]
+__all__ = ["SoupAgentLoop", "SoupAgentLoopManager", "SoupAgentLoopWorker", "token_key"]

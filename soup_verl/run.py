@@ -10,7 +10,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from soup_verl.config import ConfigError, SoupConfig, check_run
+from soup_verl.config import ConfigError, SoupConfig
+from soup_verl.run_rules import check_run
 
 
 def run(config: DictConfig) -> None:

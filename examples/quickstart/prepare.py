@@ -74,7 +74,7 @@ class Settings:
     digits: int = 1
     hasty: float = 0.6
     train_problems: int = 4096
-    val_problems: int = 128
+    val_problems: int = 64
     sft_batch: int = 32
     sft_steps: int = 250
     sft_lr: float = 5e-3
@@ -200,16 +200,25 @@ def build_tokenizer() -> Qwen2Tokenizer:
     return tokenizer
 
 
-def build_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
-    """Build a randomly initialised float32 Qwen2 of about a million parameters, heads of 32 dimensions."""
+def build_model(
+    tokenizer: Qwen2Tokenizer,
+    *,
+    hidden: int = 256,
+    intermediate: int = 384,
+    layers: int = 2,
+    heads: int = 8,
+    kv_heads: int = 8,
+    positions: int = 256,
+) -> Qwen2ForCausalLM:
+    """Build a randomly initialised float32 Qwen2; by default of about a million parameters, heads of 32 dimensions."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),
-        hidden_size=256,
-        intermediate_size=384,
-        num_hidden_layers=2,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        max_position_embeddings=256,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=positions,
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,

@@ -17,6 +17,7 @@ class Pages:
     def __init__(self, count: int):
         self._ids = np.empty((count, PAGE), np.int32)
         self._log_probs = np.empty((count, PAGE), np.float32)
+        assert count < 2**31, count  # pages have int32 numbers
         self._free = np.arange(count, dtype=np.int32)[::-1].copy()  # a stack; the top is at `free` - 1
         self.free = count
 

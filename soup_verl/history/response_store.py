@@ -129,7 +129,7 @@ class ResponseStore:
         max_policy_age: most versions a response's policy may lie behind the current one; None: any number.
 
     Raises:
-        ValueError: the capacity has no room for a single response.
+        ValueError: the capacity has no room for a single response, or is more than the machine has.
     """
 
     def __init__(self, *, capacity_tokens: int, per_prompt: int, max_policy_age: int | None):
@@ -139,7 +139,7 @@ class ResponseStore:
         self._max_responses, self._max_pages = _limits(capacity_tokens)
         self._per_prompt = per_prompt
         self._max_policy_age = max_policy_age
-        self._pages = Pages(self._max_pages)
+        self._pages = _reserve(self._max_pages, capacity_tokens)
         self._by_prompt: dict[str, list[_Entry]] = {}
         self._by_version: dict[int, _OfVersion] = {}
         self._by_use = _ByUse()
@@ -311,6 +311,16 @@ def _limits(capacity_tokens: int) -> tuple[int, int]:
             "response; take many times the longest response"
         )
     return max_responses, max_pages
+
+
+def _reserve(max_pages: int, capacity_tokens: int) -> Pages:
+    try:
+        return Pages(max_pages)
+    except MemoryError as error:
+        raise ValueError(
+            f"soup.replay.capacity_tokens={capacity_tokens}: this machine cannot set aside 8 bytes for each ({error}); "
+            "take fewer"
+        ) from error
 
 
 __all__ = ["CHOICES", "ResponseStore", "StoredResponse"]

@@ -2,16 +2,20 @@
 
 This is the paper's buffer of historical policies (arXiv 2601.21476). The order of a step costs one extra weight load:
 after the update of step t the rollout engine is empty, so it first takes pi_h, samples the prefixes of step t + 1, and
-only then takes the current weights, which it needs anyway.
+only then takes the current weights, which it needs anyway. Historical tokens in the middle or at the end of a response
+cost a second one: the current policy samples the heads first.
 """
 
 from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
+from soup_verl.config import SnapshotConfig
 from soup_verl.history.base import GroupPrefixes, PolicyEngine, PrefixSource
+from soup_verl.history.kl_control import KlByAge
 from soup_verl.mixing import stable_seed
 
 BUFFER_FILE = "snapshots.json"
@@ -21,61 +25,104 @@ class SnapshotSource(PrefixSource):
     """Prefixes from a kept policy, chosen anew for every step.
 
     Args:
-        engine: samples prefixes; keeps and borrows weights.
-        every: keep the policy of every `every`-th step.
-        capacity: policies in the buffer; the oldest goes first.
-        choice: `uniform`, `oldest` or `latest` of the kept policies that are older than the current one.
-        seed: seed of the uniform choice.
+        engine: samples prefixes; keeps and holds weights.
+        settings: how often a policy is kept, how many, and which of those older than the current one samples.
+        seed: seed of the choice `uniform`.
         last_step: the last step of the run.
+        target_kl: what the choice `auto` aims at, nats a token.
+        heads_first: the historical tokens do not stand at the start of the response.
+        warm_start: the initial policy serves until the first policy is kept.
     """
 
-    read_ahead = 1
-
-    def __init__(self, engine: PolicyEngine, *, every: int, capacity: int, choice: str, seed: int, last_step: int):
+    def __init__(
+        self,
+        engine: PolicyEngine,
+        settings: SnapshotConfig,
+        *,
+        seed: int,
+        last_step: int,
+        target_kl: float | None = None,
+        heads_first: bool = False,
+        warm_start: bool = False,
+    ):
         self._engine = engine
-        self._every = every
-        self._capacity = capacity
-        self._choice = choice
+        self._settings = settings
         self._seed = seed
         self._last_step = last_step
+        self._target_kl = target_kl
+        self._heads_first = heads_first
+        self._warm_start = warm_start
         self._kept: list[int] = []
+        self._kl_by_age = KlByAge()
+        self._collapsed = False
         self._ready: dict[int, list[GroupPrefixes]] = {}
 
     def prefixes(self, step: int) -> list[GroupPrefixes] | None:
         return self._ready.pop(step, None)
 
+    def before_first_step(self, step: int) -> None:
+        if step == 1 and self._warm_start:
+            self._keep(0)
+
+    def observe_kl(self, kl_by_age: Mapping[int, float], *, collapsed: bool) -> None:
+        self._kl_by_age.observe(kl_by_age)
+        self._collapsed = collapsed
+
     def after_update(self, step: int) -> None:
-        if step < self._last_step:
-            self._sample_for(step + 1)
-        if step % self._every == 0 and step not in self._kept:
+        if step < self._last_step and self._kept and self._engine.wants_prefixes(step + 1):
+            self._ready[step + 1] = self._sample(step + 1)
+        if step % self._settings.every == 0 and step not in self._kept:
             self._keep(step)
 
-    def _sample_for(self, step: int) -> None:
-        if not self._kept or not self._engine.wants_prefixes(step):
-            return
-        with self._engine.borrowed_policy(self._choose(step)):
-            self._ready[step] = self._engine.sample_prefixes(step).result()
+    def _sample(self, step: int) -> list[GroupPrefixes]:
+        heads = None
+        if self._heads_first:
+            with self._engine.rollout_awake(step - 1):
+                heads = self._engine.sample_heads(step).result()
+        version = self._choose(step)
+        with self._engine.actor_holding(version):
+            with self._engine.rollout_awake(version):
+                groups = self._engine.sample_prefixes(step, heads=heads).result()
+            return self._engine.rescored(step, groups)
 
     def _choose(self, step: int) -> int:
-        if self._choice == "oldest":
+        choice = "oldest" if self._collapsed else self._settings.choice
+        if choice == "oldest":
             return self._kept[0]
-        if self._choice == "latest":
+        if choice == "latest":
             return self._kept[-1]
+        if choice == "auto":
+            assert self._target_kl is not None
+            current = step - 1
+            return current - self._kl_by_age.nearest([current - v for v in self._kept], self._target_kl)
         return random.Random(stable_seed("snapshot", self._seed, step)).choice(self._kept)
 
     def _keep(self, version: int) -> None:
         self._engine.keep_policy(version)
+        if self._kept == [0] and self._warm_start:  # the initial policy has done its turn
+            self._engine.drop_policy(self._kept.pop())
         self._kept.append(version)
-        while len(self._kept) > self._capacity:
+        while len(self._kept) > self._settings.capacity:
             self._engine.drop_policy(self._kept.pop(0))
 
+    def metrics(self) -> dict[str, float]:
+        return {"soup/kept_policies_total": float(len(self._kept))}
+
     def save(self, folder: Path) -> None:
-        (folder / BUFFER_FILE).write_text(json.dumps({"versions": self._kept}))
+        state = {
+            "versions": self._kept,
+            "kl_by_age": {str(age): kl for age, kl in self._kl_by_age.means.items()},
+            "collapsed": self._collapsed,
+        }
+        (folder / BUFFER_FILE).write_text(json.dumps(state))
         self._engine.save_policies(folder, self._kept)
 
     def load(self, folder: Path) -> None:
         try:
-            self._kept = [int(v) for v in json.loads((folder / BUFFER_FILE).read_text())["versions"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            state = json.loads((folder / BUFFER_FILE).read_text())
+            self._kept = [int(v) for v in state["versions"]]
+            self._kl_by_age = KlByAge({int(age): float(kl) for age, kl in state["kl_by_age"].items()})
+            self._collapsed = bool(state["collapsed"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{folder / BUFFER_FILE}: not a readable list of kept policies ({error})") from error
         self._engine.load_policies(folder, self._kept)

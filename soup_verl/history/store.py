@@ -18,6 +18,8 @@ SCHEMA = pa.schema(
         ("policy_version", pa.int64()),
         ("token_ids", pa.list_(pa.int32())),
         ("log_probs", pa.list_(pa.float32())),
+        ("head", pa.int32()),
+        ("complete", pa.bool_()),
     ]
 )
 
@@ -34,6 +36,8 @@ def write_prefixes(path: Path, by_step: dict[int, list[GroupPrefixes]]) -> None:
                     "policy_version": prefix.policy_version,
                     "token_ids": list(prefix.token_ids),
                     "log_probs": list(prefix.log_probs),
+                    "head": prefix.head,
+                    "complete": prefix.complete,
                 }
                 for session, prefix in group.by_session.items()
             ]
@@ -60,6 +64,6 @@ def read_prefixes(path: Path) -> dict[int, list[GroupPrefixes]]:
         group = groups.setdefault(row["position"], GroupPrefixes(row["prompt_key"], {}))
         if row["session"] is not None:
             group.by_session[row["session"]] = Prefix(
-                tuple(row["token_ids"]), tuple(row["log_probs"]), row["policy_version"]
+                tuple(row["token_ids"]), tuple(row["log_probs"]), row["policy_version"], row["head"], row["complete"]
             )
     return {step: [groups[i] for i in range(len(groups))] for step, groups in steps.items()}

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart"
 
@@ -28,27 +27,14 @@ def not_a_number(data_source, solution_str, ground_truth, extra_info=None, **kwa
 
 
 def make(folder: Path) -> None:
-    """`model/`, `train.parquet` (24 prompts: three batches of eight), `val.parquet`, `rewards.py`."""
+    """`model/`, `train.parquet` (24 prompts: three batches of eight) and its first 8, `val.parquet`, `rewards.py`."""
     sys.path.insert(0, str(QUICKSTART))
-    from prepare import build_tokenizer
+    from prepare import build_model, build_tokenizer
 
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(folder / "model")
     torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=256,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = Qwen2ForCausalLM(config).to(torch.float32)
+    model = build_model(tokenizer, hidden=64, intermediate=128, heads=2, kv_heads=1)
     with torch.no_grad():
         model.lm_head.weight.mul_(20)  # far from uniform, so that a wrong log-prob shows
     model.save_pretrained(folder / "model")
@@ -63,6 +49,7 @@ def make(folder: Path) -> None:
         for i in range(28)
     ]
     pd.DataFrame(rows[:24]).to_parquet(folder / "train.parquet")
+    pd.DataFrame(rows[:8]).to_parquet(folder / "two_batches.parquet")
     pd.DataFrame(rows[24:]).to_parquet(folder / "val.parquet")
     (folder / "rewards.py").write_text(REWARDS)
     (folder / "done.json").write_text(json.dumps({}))

@@ -78,7 +78,14 @@ def command(assets: Path, folder: Path, *overrides: str) -> list[str]:
     return [sys.executable, "-m", "recipe.soup.main_soup", *given, *overrides]
 
 
-def launch(assets: Path, folder: Path, *overrides: str, kill_when: Path | None = None, kill_after: float = 0.0) -> Run:
+def launch(
+    assets: Path,
+    folder: Path,
+    *overrides: str,
+    kill_when: Path | None = None,
+    kill_after: float = 0.0,
+    modules: str = "tests.e2e.probe",
+) -> Run:
     """Run the recipe to its end, or SIGKILL its driver `kill_after` seconds after the file `kill_when` appears."""
     folder.mkdir(parents=True, exist_ok=True)
     log, started = folder / f"output.{len(list(folder.glob('output.*')))}.txt", time.monotonic()
@@ -89,7 +96,7 @@ def launch(assets: Path, folder: Path, *overrides: str, kill_when: Path | None =
             env={
                 **os.environ,
                 "SOUP_TEST_MARK": str(folder),
-                "SOUP_IMPORT": "tests.e2e.probe",
+                "SOUP_IMPORT": modules,
                 "PYTHONPATH": str(ROOT),
             },
             stdout=file,

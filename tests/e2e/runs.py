@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.e2e.launch import LIMIT, Run, launch, survivors
+from tests.e2e import examples
+from tests.e2e.launch import LIMIT, Run, command, launch, survivors
 
 RUNS: dict[str, Callable[[Path, Path], Run]] = {}
 
@@ -31,14 +32,6 @@ _add("soup_without_mixing", *_SAME)
 
 # Learning rate 0: the historical policy is the current one, so every log-prob can be compared.
 _add("frozen_warm", f"{_STEPS}3", "actor_rollout_ref.actor.optim.lr=0", "soup.lookahead.age=1", "soup.mixed_fraction=1")
-_add(
-    "frozen_cool",
-    f"{_STEPS}3",
-    "actor_rollout_ref.actor.optim.lr=0",
-    "soup.lookahead.age=1",
-    "actor_rollout_ref.rollout.temperature=0.7",
-    "actor_rollout_ref.actor.strategy=fsdp",
-)
 
 # Snapshots: kept policies are real copies, and prefixes come from them.
 _SNAPSHOT = ("soup.source=snapshot", "soup.snapshot.capacity=2", "trainer.save_freq=1", f"{_STEPS}4")
@@ -86,10 +79,55 @@ def _resumed(assets: Path, folder: Path) -> Run:
 
 RUNS["resumed"] = _resumed
 
-# Two ranks over gloo.
+# Every example: one run for all that a running stack can change, one for dynamic sampling.
+SWEEP = (
+    "trainer.v1.trainer_mode=sweep_soup_cpu",
+    f"{_STEPS}{examples.STEPS * len(examples.in_one_run())}",
+    "data.train_batch_size=4",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=32",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=32",
+    "actor_rollout_ref.rollout.n=8",
+    "actor_rollout_ref.actor.optim.lr=1e-3",
+)
+
+
+def _examples(assets: Path, folder: Path) -> Run:
+    folder.mkdir(parents=True)
+    overrides = (*SWEEP, f"data.train_files={assets}/two_batches.parquet")
+    given = command(assets, folder, *overrides)[3:]
+    given = [o for o in given if not o.startswith("soup.prefix_length")]  # the examples' own, and the defaults
+    settings = {
+        "base": examples.compose(None, given),
+        "examples": [
+            {"name": name, "config": examples.compose(name, examples.for_cpu(name, given))}
+            for name in examples.in_one_run()
+        ],
+    }
+    (folder / "sweep.json").write_text(json.dumps(settings))
+    return launch(assets, folder, *overrides, modules="tests.e2e.probe,tests.e2e.sweep")
+
+
+RUNS["examples"] = _examples
+_add("dapo", "--config-dir", "examples", "neighbors=dapo", f"{_STEPS}2")
+
+# Two ranks over gloo. With a learning rate of 1e-8 they train, and yet every log-prob can be compared.
 _TWO = ("trainer.n_gpus_per_node=2", f"{_STEPS}4", "soup.lookahead.age=1", "trainer.save_freq=4")
-_add("two_ranks_fsdp2", *_TWO, "soup.prefix_objective=decoupled", "soup.baseline=split")
-_add("two_ranks_fsdp", *_TWO, "soup.prefix_objective=masked", "actor_rollout_ref.actor.strategy=fsdp")
+_add(
+    "two_ranks_fsdp2",
+    *_TWO,
+    "soup.prefix_objective=decoupled",
+    "soup.baseline=split",
+    "soup.behavior_log_probs=actor",
+)
+_add(
+    "two_ranks_fsdp",
+    *_TWO,
+    "soup.prefix_objective=masked",
+    "actor_rollout_ref.actor.strategy=fsdp",
+    "actor_rollout_ref.actor.optim.lr=1e-8",
+    "actor_rollout_ref.rollout.temperature=0.7",
+)
 
 # Failures that only the running system can see.
 _add("reward_raises", f"{_STEPS}3", "reward.custom_reward_function.name=raising")

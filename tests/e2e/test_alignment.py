@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-RUNS = ("frozen_warm", "frozen_cool")  # learning rate 0; temperature 1.0 with FSDP2 and 0.7 with FSDP
+# Learning rate 0, temperature 1.0, FSDP2; and 1e-8, temperature 0.7, FSDP on two ranks.
+RUNS = ("frozen_warm", "two_ranks_fsdp")
 
 
 @pytest.fixture(params=[pytest.param(name, marks=pytest.mark.runs(name)) for name in RUNS])

@@ -131,7 +131,7 @@ def check_agrees(real, model):
     assert {cause: stats[f"evicted_by_{cause}"] for cause in model.evicted} == model.evicted
 
 
-@settings(max_examples=80)
+@settings(max_examples=25)
 @given(operations)
 def test_any_sequence_of_operations_and_reloads_follows_the_rules(tmp_path, sequence):
     real, model = ResponseStore(**LIMITS), Model(**LIMITS)
@@ -280,6 +280,11 @@ def test_a_capacity_without_room_for_one_response_is_refused():
         store(capacity_tokens=895)
 
 
+def test_a_capacity_beyond_the_machine_is_refused():
+    with pytest.raises(ValueError, match=r"soup\.replay\.capacity_tokens=1000000000000000: .*allocate"):
+        store(capacity_tokens=10**15)
+
+
 # What is not a response.
 
 ONE = np.ones(2, np.int32), np.zeros(2, np.float32)
@@ -350,6 +355,17 @@ def test_memory_stays_under_8_bytes_a_token_of_capacity(lengths):
     tracemalloc.stop()
     assert len(s) == (room if lengths[-1] == 3 else s.stats()["bytes_bound"] * 7 // 8 // 520 // 125)
     assert 0.875 * 8 * capacity < peak < 8 * capacity
+
+
+def test_prompts_and_versions_long_gone_leave_nothing_behind():
+    s = store(capacity_tokens=20 * ROOM)
+    tracemalloc.start()
+    fill(s, 100, 3)
+    before = tracemalloc.get_traced_memory()[0]
+    fill(s, 2000, 4)
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert len(s) == 20 and grown < 8000  # 4 bytes each
 
 
 def test_the_batch_a_response_was_cut_from_is_not_kept_alive():
@@ -431,6 +447,15 @@ def test_every_row_survives_many_row_groups(tmp_path, monkeypatch):
     assert pq.ParquetFile(tmp_path / "s").num_row_groups == 4
     for i in range(10):
         assert [plain(r) for r in again.responses_of(f"p{i}")] == [plain(r) for r in s.responses_of(f"p{i}")]
+
+
+def test_what_is_added_after_loading_counts_as_added_last(tmp_path):
+    s = store(per_prompt=2)
+    s.add("p", [response(i) for i in range(6)])
+    s.save(tmp_path / "s")
+    again = load(tmp_path / "s", per_prompt=2)
+    again.add("p", [response(6)])
+    assert firsts(again.responses_of("p")) == [5, 6]
 
 
 def test_tighter_limits_apply_when_loading(tmp_path):

@@ -1,0 +1,184 @@
+"""The rules between the `soup:` section and the rest of a run's configuration. Plain Python; run before Ray starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from soup_verl.config import SoupConfig, require
+
+
+def _get(config: Mapping[str, Any], path: str, default: Any = None) -> Any:
+    node: Any = config
+    for part in path.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return default
+        node = node[part]
+    return default if node is None else node
+
+
+def check_run(soup: SoupConfig, config: Mapping[str, Any]) -> None:
+    """Check the rules between `soup` and the rest of the run.
+
+    Args:
+        soup: the parsed section.
+        config: the whole resolved configuration as plain mappings.
+
+    Raises:
+        ConfigError: the first rule that is broken.
+    """
+    if not soup.mixing:
+        return
+    _check_mixing_possible(soup, config)
+    _check_prefix_fits(soup, config)
+    _check_behavior_log_probs(config)
+    _check_objective(soup, config)
+    _check_prompt_order(soup, config)
+    _check_store(soup, config)
+
+
+def _check_mixing_possible(soup: SoupConfig, config: Mapping[str, Any]) -> None:
+    n = _get(config, "actor_rollout_ref.rollout.n", 1)
+    largest = max(soup.mixed_fraction, soup.mixed_fraction_schedule.final or 0)
+    require(
+        round(largest * n) >= 1,
+        "soup.mixed_fraction",
+        soup.mixed_fraction,
+        f"a share that makes at least one of actor_rollout_ref.rollout.n={n} responses mixed",
+        "Raise it, raise rollout.n, or set it to 0 for plain GRPO.",
+    )
+    estimator = _get(config, "algorithm.adv_estimator")
+    require(
+        estimator == "soup",
+        "algorithm.adv_estimator",
+        estimator,
+        "soup, because soup.mixed_fraction is above 0",
+        "Set algorithm.adv_estimator=soup, or soup.mixed_fraction=0.",
+    )
+    agent = _get(config, "actor_rollout_ref.rollout.agent.default_agent_loop")
+    require(
+        agent == "soup_agent",
+        "actor_rollout_ref.rollout.agent.default_agent_loop",
+        agent,
+        "soup_agent, the agent loop that can continue a prefix",
+        "Other agent loops run with soup.mixed_fraction=0.",
+    )
+    manager = _get(config, "actor_rollout_ref.rollout.agent.agent_loop_manager_class")
+    require(
+        manager == "soup_verl.rollout.SoupAgentLoopManager",
+        "actor_rollout_ref.rollout.agent.agent_loop_manager_class",
+        manager,
+        "soup_verl.rollout.SoupAgentLoopManager, because soup.mixed_fraction is above 0",
+    )
+
+
+def _check_prefix_fits(soup: SoupConfig, config: Mapping[str, Any]) -> None:
+    if soup.prefix_length.unit == "share":
+        return  # cut to what the response budget leaves room for
+    budget = _get(config, "actor_rollout_ref.rollout.response_length", 0)
+    longest = soup.prefix_length.longest(budget)
+    key = "soup.prefix_length.high" if soup.prefix_length.high is not None else "soup.prefix_length.low"
+    given = 2 * longest if soup.position == "middle" else longest
+    require(
+        given < budget,
+        key,
+        longest,
+        f"less than {'half of ' if soup.position == 'middle' else ''}the response budget "
+        f"data.max_response_length={budget} tokens",
+        "A prefix must leave room for a continuation.",
+    )
+
+
+def _check_behavior_log_probs(config: Mapping[str, Any]) -> None:
+    rollout = "actor_rollout_ref.rollout"
+    require(
+        bool(_get(config, f"{rollout}.calculate_log_probs", False)),
+        f"{rollout}.calculate_log_probs",
+        False,
+        "true: the rollout engine's log-probs are the behaviour log-probs of the prefix",
+    )
+    temperature = _get(config, f"{rollout}.temperature", 1.0)
+    require(temperature > 0, f"{rollout}.temperature", temperature, "above 0: a greedy prefix has no probability")
+    mode = _get(config, f"{rollout}.logprobs_mode", "processed_logprobs")
+    require(
+        mode == "processed_logprobs",
+        f"{rollout}.logprobs_mode",
+        mode,
+        "processed_logprobs, log-probs at the sampling temperature",
+    )
+    for name, neutral in (("top_p", 1.0), ("top_k", -1)):
+        value = _get(config, f"{rollout}.{name}", neutral)
+        require(
+            value == neutral,
+            f"{rollout}.{name}",
+            value,
+            f"{neutral}: truncated sampling has other log-probs than the trainer's full softmax",
+            "Truncate in validation (rollout.val_kwargs) instead.",
+        )
+
+
+def _check_objective(soup: SoupConfig, config: Mapping[str, Any]) -> None:
+    correction = "algorithm.rollout_correction"
+    bypass = bool(_get(config, f"{correction}.bypass_mode", False))
+    for key, value in _settings_that_need_old_log_probs(soup).items():
+        require(
+            not bypass,
+            f"{correction}.bypass_mode",
+            True,
+            f"false with {key}={value}, which compares the prefix with the recomputed old_log_probs",
+        )
+    if soup.prefix_objective not in ("decoupled", "shaped"):
+        return
+    for name in ("rollout_is", "rollout_rs"):
+        value = _get(config, f"{correction}.{name}")
+        require(
+            value is None,
+            f"{correction}.{name}",
+            value,
+            f"null with soup.prefix_objective={soup.prefix_objective}, which already weights prefix tokens",
+            "Both together would correct them twice.",
+        )
+
+
+def _settings_that_need_old_log_probs(soup: SoupConfig) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    if soup.prefix_objective in ("decoupled", "shaped"):
+        settings["soup.prefix_objective"] = soup.prefix_objective
+    if soup.prefix_correction != "none":
+        settings["soup.prefix_correction"] = soup.prefix_correction
+    for name in ("max_prefix_kl", "min_prefix_kl", "target_kl"):
+        if (value := getattr(soup.kl_control, name)) is not None:
+            settings[f"soup.kl_control.{name}"] = value
+    return settings
+
+
+def _check_prompt_order(soup: SoupConfig, config: Mapping[str, Any]) -> None:
+    require(
+        not _get(config, "algorithm.filter_groups.enable", False),
+        "algorithm.filter_groups.enable",
+        True,
+        "false when soup.mixed_fraction is above 0: refilled prompts have no prefix planned",
+    )
+    refill = "trainer.v1.sampler.sync_refill_failed_groups"
+    require(not _get(config, refill, False), refill, True, "false when soup.mixed_fraction is above 0")
+    total = _get(config, "trainer.total_training_steps")
+    if soup.source == "lookahead" and total is not None:
+        require(
+            max(soup.lookahead.ages) < total,
+            "soup.lookahead.age",
+            soup.lookahead.age,
+            f"less than trainer.total_training_steps={total}",
+            "Otherwise the run ends before the first prefix is used.",
+        )
+
+
+def _check_store(soup: SoupConfig, config: Mapping[str, Any]) -> None:
+    budget = _get(config, "actor_rollout_ref.rollout.response_length", 0)
+    capacity = soup.replay.capacity_tokens
+    require(
+        soup.source != "replay" or capacity >= 2 * budget,
+        "soup.replay.capacity_tokens",
+        capacity,
+        f"at least twice the response budget data.max_response_length={budget} tokens",
+        "Take many times as much: a step adds up to train_batch_size * rollout.n responses.",
+    )
