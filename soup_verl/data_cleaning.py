@@ -192,6 +192,7 @@ def normalise_gold(text: str) -> str:
     """A gold as it is compared with another: typesetting aside, case kept; 2.0 is 2."""
     text = re.sub(r"[\s$]|\\[,;:! ]|\\(?:left|right)(?![a-zA-Z])", "", text).rstrip(".")
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", re.sub(r"\\[dt]frac", r"\\frac", text))
+    text = re.sub(r"\\(?:mathbf|mathrm|textbf|text)\{([^{}]*)\}", r"\1", text)
     return re.sub(r"^(-?\d+)\.0+$", r"\1", text)
 
 

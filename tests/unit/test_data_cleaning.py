@@ -127,7 +127,14 @@ def test_golds_that_do_not_parse(gold, fault):
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("2.0", "2"), ("1,000", "1000"), (r"$7 - 2\pi$", r"7-2\pi"), (r"\dfrac12", r"\frac12"), ("3.", "3")],
+    [
+        ("2.0", "2"),
+        ("1,000", "1000"),
+        (r"$7 - 2\pi$", r"7-2\pi"),
+        (r"\dfrac12", r"\frac12"),
+        ("3.", "3"),
+        (r"\mathbf{23}", "23"),
+    ],
 )
 def test_spellings_of_one_gold(one, other):
     assert normalise_gold(one) == normalise_gold(other)
