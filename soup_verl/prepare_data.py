@@ -17,12 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from soup_verl.benchmark_index import BenchmarkIndex
-from soup_verl.data_cleaning import DROPS, REPAIRS, Finding, Tally, clean, drop_over_long
-from soup_verl.data_files import SUFFIXES, hub_rows, read_questions, read_rows, write_files
-from soup_verl.datasets import DATASETS, DatasetSpec, Problem, find_dataset, to_problems
-from soup_verl.layouts import DataError
-from soup_verl.prompt_templates import TEMPLATES, Template, find_template, load_tokenizer, prompt_tokens
+from soup_verl.data.benchmark_index import BenchmarkIndex
+from soup_verl.data.cleaning import DROPS, REPAIRS, Finding, Tally, clean, drop_over_long
+from soup_verl.data.datasets import DATASETS, DatasetSpec, Problem, find_dataset, to_problems
+from soup_verl.data.files import SUFFIXES, hub_rows, read_questions, read_rows, write_files
+from soup_verl.data.layouts import DataError
+from soup_verl.data.prompt_templates import TEMPLATES, Template, find_template, load_tokenizer, prompt_tokens
 
 
 @dataclass

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import re
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from soup_verl.config import ConfigError, SoupConfig
 from soup_verl.run_rules import check_run
@@ -42,14 +44,31 @@ def check(config: DictConfig) -> None:
     check_model_path(plain["actor_rollout_ref"]["model"]["path"])
     for key in ("train_files", "val_files"):
         check_data_files(f"data.{key}", plain["data"][key], plain["data"].get("prompt_key", "prompt"))
-    reward = plain["reward"]["custom_reward_function"]["path"]
-    if reward is not None and not Path(reward).expanduser().is_file():
-        raise ConfigError("reward.custom_reward_function.path", reward, "a Python file")
+    check_reward_path(plain["reward"]["custom_reward_function"]["path"])
 
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
 
     validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
+
+
+def check_reward_path(path: str | None) -> None:
+    """A Python file, or verl's `pkg://MODULE` for a module that is installed."""
+    if path is None:
+        return
+    if path.startswith("pkg://"):
+        found = _is_module(path.removeprefix("pkg://").replace("/", "."))
+    else:
+        found = Path(path).expanduser().is_file()
+    if not found:
+        raise ConfigError("reward.custom_reward_function.path", path, "a Python file, or pkg:// and a module's name")
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # a parent package is missing
+        return False
 
 
 def check_model_path(path: str) -> None:
@@ -96,10 +115,30 @@ def _train(config: DictConfig) -> None:
 
     from soup_verl.task_runner import SoupTaskRunner
 
+    if os.environ.get("RAY_ADDRESS"):
+        join_cluster(config)
     try:
         run_ppo(config, task_runner_class=ray.remote(SoupTaskRunner))
     finally:
         ray.shutdown()
+
+
+def join_cluster(config: DictConfig) -> None:
+    """Make `config.ray_kwargs` fit for the Ray cluster that RAY_ADDRESS names, instead of one of our own.
+
+    Resources are the cluster's, so settings for a new one are dropped. Its processes do not inherit our environment,
+    so what the run depends on is sent along.
+    """
+    names = ["SOUP_IMPORT", "VERL_FILE_LOGGER_PATH"]
+    if config.trainer.device == "cpu":
+        from soup_verl import cpu
+
+        names += cpu.ENVIRONMENT
+    sent = {name: os.environ[name] for name in names if name in os.environ}
+    with open_dict(config.ray_kwargs):
+        runtime_env = OmegaConf.to_container(config.ray_kwargs.ray_init.runtime_env)
+        runtime_env["env_vars"] = {**(runtime_env.get("env_vars") or {}), **sent}
+        config.ray_kwargs.ray_init = {"runtime_env": runtime_env}
 
 
 def _report(error: Exception, config: DictConfig) -> None:

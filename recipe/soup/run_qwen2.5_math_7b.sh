@@ -65,7 +65,7 @@ ROLLOUT=(
   actor_rollout_ref.rollout.val_kwargs.top_p=0.95
   actor_rollout_ref.rollout.val_kwargs.do_sample=true
 )
-REWARD=(reward.custom_reward_function.path=soup_verl/reward.py)
+REWARD=(reward.custom_reward_function.path=pkg://soup_verl.reward)
 TRAINER=(
   trainer.project_name=soup
   trainer.experiment_name="$NAME"

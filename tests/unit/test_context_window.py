@@ -37,9 +37,9 @@ def test_the_copy_is_longer_and_the_model_is_untouched(model, tmp_path):
 def test_transformers_reads_both_settings_from_the_copy(tmp_path):
     from transformers import AutoConfig, Qwen2Config
 
-    Qwen2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, max_position_embeddings=4096).save_pretrained(
-        tmp_path / "model"
-    )
+    Qwen2Config(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, max_position_embeddings=4096
+    ).save_pretrained(tmp_path / "model")
     write_copy(tmp_path / "model", tmp_path / "copy", **LONGER)
     config = AutoConfig.from_pretrained(tmp_path / "copy")
     assert config.max_position_embeddings == 16384

@@ -13,8 +13,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from soup_verl.data.prompt_templates import STEP_BY_STEP, TEMPLATES, load_tokenizer, prompt_tokens
 from soup_verl.prepare_data import main
-from soup_verl.prompt_templates import STEP_BY_STEP, TEMPLATES, load_tokenizer, prompt_tokens
 
 ROOT = Path(__file__).parents[2]
 REAL_DATA = Path(os.environ.get("SOUP_TEST_DATA", ROOT.parent / "shared" / "data"))

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from soup_verl.layouts import DataError
+from soup_verl.data.layouts import DataError
 
 Chat = list[dict[str, str]]
 Template = Callable[[str], Chat]

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soup_verl.benchmark_index import BenchmarkIndex, normalise_question
+from soup_verl.data.benchmark_index import BenchmarkIndex, normalise_question
 
 QUESTION = r"A farmer sells $\frac{3}{4}$ of his $1,200$ apples at $0.50$ each. How many are left, and for what sum?"
 

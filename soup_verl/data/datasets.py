@@ -1,7 +1,7 @@
 """The data sets there are: where each lives on the hub, what it may be used for, and how its columns read.
 
 A data set is one `DatasetSpec`; another one is one more entry of `DATASETS`. Rows arrive as plain mappings, from the
-hub or from a file, and leave as `Problem`s. Only plain Python here: `data_files` reads, `data_cleaning` filters.
+hub or from a file, and leave as `Problem`s. Only plain Python here: `files` reads, `cleaning` filters.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from soup_verl.layouts import DataError, Layout, after_hashes, as_texts, last_boxed, last_user_turn, member
+from soup_verl.data.layouts import DataError, Layout, after_hashes, as_texts, last_boxed, last_user_turn, member
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from soup_verl.datasets import DatasetSpec
-from soup_verl.layouts import DataError
+from soup_verl.data.datasets import DatasetSpec
+from soup_verl.data.layouts import DataError
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
 SUFFIXES = (".jsonl", ".parquet")

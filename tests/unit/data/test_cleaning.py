@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soup_verl.benchmark_index import BenchmarkIndex, normalise_question
-from soup_verl.data_cleaning import (
+from soup_verl.data.benchmark_index import BenchmarkIndex, normalise_question
+from soup_verl.data.cleaning import (
     DROPS,
     Finding,
     Tally,
@@ -19,7 +19,7 @@ from soup_verl.data_cleaning import (
     restore_latex,
     restore_ligatures,
 )
-from soup_verl.datasets import Problem
+from soup_verl.data.datasets import Problem
 
 LONG = "A hen lays three eggs in two days; how many does she lay in a fortnight?"
 

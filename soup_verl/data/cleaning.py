@@ -14,8 +14,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from soup_verl.benchmark_index import BenchmarkIndex, normalise_question
-from soup_verl.datasets import Problem
+from soup_verl.data.benchmark_index import BenchmarkIndex, normalise_question
+from soup_verl.data.datasets import Problem
 
 DROPS = {
     "empty_question": "the question is empty",

@@ -2,8 +2,15 @@
 
 import pytest
 
-from soup_verl.datasets import DATASETS, DatasetSpec, choose_layout, find_dataset, to_problems, without_dapo_instruction
-from soup_verl.layouts import (
+from soup_verl.data.datasets import (
+    DATASETS,
+    DatasetSpec,
+    choose_layout,
+    find_dataset,
+    to_problems,
+    without_dapo_instruction,
+)
+from soup_verl.data.layouts import (
     DataError,
     after_hashes,
     as_bool,

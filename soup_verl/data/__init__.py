@@ -1,0 +1,1 @@
+"""Training sets and benchmarks: from their own columns to rows that verl reads."""
