@@ -1,0 +1,184 @@
+"""The process that runs math-verify: a script on its own, started by `killable.py`, which is the place to read first.
+
+It imports math-verify once, warms the LaTeX parser up, and then only forks: every fork answers one request at a time on
+its own socket, under a memory limit, until it is killed or its socket closes. This first process never looks at an
+answer, so it always has time to fork and kill.
+
+    parent ──control──► this process: "fork" + a socket -> pid;  "kill <pid>" -> done
+    parent ──socket───► a fork: {"gold", "pred", ...} as a JSON line -> {"equal": true} or {"error": "..."}
+
+Every line is JSON or a plain word; nothing is unpickled or evaluated.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+import logging
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+from typing import Any
+
+from latex2sympy2_extended import NormalizationConfig  # type: ignore[import-untyped]
+from math_verify import LatexExtractionConfig, parse, verify
+from sympy import Abs, Expr, Float, N, simplify  # type: ignore[import-untyped]
+
+WARM_UP = (
+    r"\frac{1}{2}+\sqrt[3]{x}",
+    r"2\pi n^{2}-\sin(2t)+\cos\left(\frac{\pi}{3}-x\right)",
+    r"(x+1)(x^{2}-3x+2)-(5x-7y+11z+4)",
+    r"\frac{z_{1}+2z_{2}}{3}+\frac{-1+\sqrt{5}}{2}",
+    r"\log_{2}8+\ln x",
+    r"\binom{n}{2}e^{-at}",
+    r"\frac{n!}{(n-k)!}",
+    r"1+2\sqrt{3}i",
+    r"|x-1|+2^{n-1}",
+)
+_PR_SET_PDEATHSIG = 1
+_RELATIVE_PRECISION = 1e-12  # of two values that are to be equal; a decimal in an answer is read with 15 digits
+_DIGITS = 30  # working precision, decimal digits
+
+
+class Unparsed(Exception):
+    """LaTeX that math-verify does not read as one expression."""
+
+
+@functools.lru_cache(maxsize=256)  # one expected answer, many responses
+def parse_latex(latex: str) -> Any:
+    """`latex` as a sympy expression. Only LaTeX: math-verify's plain-text route, which ends in `parse_expr`, is off."""
+    config = LatexExtractionConfig(
+        boxed_match_priority=-1,
+        normalization_config=NormalizationConfig(
+            basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none", equations=False
+        ),
+    )
+    found = parse(f"${latex}$", [config], "no_fallback", "first_match", parsing_timeout=None)
+    if len(found) != 1 or not isinstance(found[0], Expr):
+        raise Unparsed(latex)
+    return found[0]
+
+
+def answer(request: dict[str, Any]) -> bool:
+    """Whether `request["pred"]` is the same quantity as `request["gold"]`; as an equation (both are the difference of
+    its sides) up to a constant factor.
+
+    Raises:
+        Unparsed: one of them is not an expression.
+    """
+    gold, pred = parse_latex(request["gold"]), parse_latex(request["pred"])
+    if request["equation"]:
+        factor = simplify(gold / pred)
+        return bool(factor.is_number and factor.is_finite and factor.is_zero is False)
+    return _equal(gold, pred, request["within"])
+
+
+def _symbolic_equal(gold: Any, pred: Any) -> bool:
+    return bool(verify(gold, pred, strict=True, timeout_seconds=None))
+
+
+def _value(expression: Any) -> Any | None:
+    """The expression as a number, with its symbols at fixed points; None where it has no finite value there."""
+    symbols = sorted(expression.free_symbols, key=str)
+    points = {s: Float("0.61803398874989484820", _DIGITS) + Float(sum(map(ord, s.name)) % 97) / 89 for s in symbols}
+    value = N(expression.subs(points), _DIGITS)
+    return value if value.is_number and value.is_finite else None
+
+
+def _equal(gold: Any, pred: Any, within: float | None) -> bool:
+    """Equal to math-verify, and in value.
+
+    Math-verify rounds to 6 decimals and drops what is small: 1e-8 and 0 are equal to it. So the distance, relative to
+    the size, has to agree first. `within` is an absolute distance that replaces both: a tolerance, or what the digits
+    of a decimal answer leave open.
+    """
+    a, b = _value(gold), _value(pred)
+    if a is None or b is None:  # an undefined function, say
+        return bool(gold.free_symbols) and within is None and _symbolic_equal(gold, pred)
+    if within is not None:
+        return bool(Abs(a - b) <= within)
+    return bool(Abs(a - b) <= _RELATIVE_PRECISION * max(Abs(a), Abs(b))) and _symbolic_equal(gold, pred)
+
+
+def serve(connection: socket.socket) -> None:
+    """Answer requests until the socket closes."""
+    with connection.makefile("rwb") as stream:
+        for line in stream:
+            reply: dict[str, Any]
+            try:
+                reply = {"equal": answer(json.loads(line))}
+            except MemoryError:
+                reply = {"error": "memory"}
+            except Exception:  # whatever a parser does with hostile text, it is no answer
+                reply = {"error": "unparsed"}
+            stream.write(json.dumps(reply).encode() + b"\n")
+            stream.flush()
+            if reply.get("error") == "memory":
+                return  # what is left of the heap is not to be trusted
+
+
+def limit_resources(memory_bytes: int) -> None:
+    """From here on: no more memory than `memory_bytes` on top of what is mapped, no files, no core dump."""
+    with open("/proc/self/statm") as file:
+        mapped = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + memory_bytes,) * 2)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def fork_server(connection: socket.socket, control: socket.socket, memory_bytes: int) -> int:
+    """Fork a process that serves `connection`; returns its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        control.close()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        limit_resources(memory_bytes)
+        serve(connection)
+    finally:
+        os._exit(0)  # never back into this process's loop
+
+
+def run(control: socket.socket, memory_bytes: int) -> None:
+    """Fork and kill on request until the parent is gone. Forks die with this process."""
+    parent = os.getppid()
+    children: set[int] = set()
+    while os.getppid() == parent:
+        if not select.select([control], [], [], 2.0)[0]:
+            continue  # another process may hold the parent's end open: look whether the parent still lives
+        message, descriptors, _, _ = socket.recv_fds(control, 64, 1)
+        if not message:
+            return
+        words = message.decode().split()
+        if words[0] == "fork":
+            with socket.socket(fileno=descriptors[0]) as connection:
+                pid = fork_server(connection, control, memory_bytes)
+            children.add(pid)
+            control.send(f"{pid}".encode())
+        else:
+            pid = int(words[1])
+            if pid in children:  # not one of a predecessor's
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                children.remove(pid)
+            control.send(b"killed")
+
+
+def main() -> None:
+    control = socket.socket(fileno=int(sys.argv[1]))
+    logging.disable(logging.CRITICAL)
+    sys.setrecursionlimit(2000)
+    for latex in WARM_UP:  # fills the parser's tables, which every fork then shares
+        expression = parse_latex(latex)
+        _symbolic_equal(expression, expression + 1)
+    control.send(b"ready")
+    run(control, memory_bytes=int(sys.argv[2]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+from fractions import Fraction as F
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from soup_verl.latex_text import clean
+from soup_verl.quantities import agree, parse_quantity, split_unit, unit_name
+
+
+def read(text, unit=""):
+    return parse_quantity(clean(text), clean(unit))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("5", F(5)),
+        ("-5", F(-5)),
+        ("+2", F(2)),
+        ("007", F(7)),
+        (".35625", F(35625, 100000)),
+        ("5.", F(5)),
+        ("-1./3", F(-1, 3)),
+        ("1/3", F(1, 3)),
+        (r"\frac{14}{3}", F(14, 3)),
+        (r"-\frac{-1}{2}", F(1, 2)),
+        (r"\frac43", F(4, 3)),
+        (r"1\frac{4}{5}", F(9, 5)),
+        (r"-137 \frac{1}{2}", F(-275, 2)),
+        ("2 1/4", F(9, 4)),
+        ("1,234,567", F(1234567)),
+        (r"10,\!080", F(10080)),
+        ("1 234", F(1234)),
+        ("3.83e35", F(383) * 10**33),
+        (r"3.83 \times 10^{35}", F(383) * 10**33),
+        (r"3.83 \cdot 10^{-2}", F(383, 10**4)),
+        ("10^{-3}", F(1, 1000)),
+        (r"10^{2}", F(100)),
+        (r"\$32,\!348", F(32348)),
+        ("5.4 million", F(5_400_000)),
+    ],
+)
+def test_plain_numbers_are_read_exactly(text, value):
+    assert read(text).value == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "x", "-", ".", "5 7", "1,23", "12,34", "1,2345", "1/0", r"\frac{1}{0}", "2^{10}", "5+2", "52_8", r"\sqrt{4}"]
+    + ["1e99999", "5x", "6m", "7!", "1/2/3", "--5", "e5", "٣", r"5 \text{ or } 7", r"5 \text{ mod } 7", "nan", "inf"],
+)
+def test_anything_else_is_no_plain_number(text):
+    assert read(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "body", "name"),
+    [
+        (r"5.4 \text{ cents}", "", "5.4", "cent"),
+        (r"864 \mbox{ inches}^2", "", "864", "in"),
+        (r"3 \text{ m}/\text{s}", "", "3", "m/s"),
+        (r"288\pi \text{ cm}^3", "", r"288\pi", "cm"),
+        ("45 minutes", "", "45", "min"),
+        ("90°", "", "90", "degree"),
+        ("6m", "", "6m", ""),
+        ("6m", "m", "6", "m"),
+        ("166cm^2", "$cm^2$", "166", "cm"),
+        (r"18 \text{ eggs}", "", "18", ""),
+        (r"\text{cm}", "", r"\text{cm}", ""),
+    ],
+)
+def test_units_come_off(text, unit, body, name):
+    measured = split_unit(clean(text), clean(unit))
+    assert (measured.body, measured.unit) == (body, name)
+
+
+def test_one_name_a_unit():
+    assert unit_name(r"\text{centimeters}") == unit_name("cm^{2}") == "cm"
+    assert unit_name("apples") == ""
+
+
+@pytest.mark.parametrize(
+    ("gold", "pred", "same"),
+    [
+        ("0.5", "1/2", True),
+        ("7", "7.0000001", False),
+        ("62.5%", "62.5", True),
+        ("62.5%", "0.625", True),
+        ("62.5%", r"0.625\%", False),
+        ("20", r"20\%", True),
+        ("0.2", r"20\%", True),
+        ("5 km", "5 m", True),  # `5 m` is no plain number without being asked in m
+        (r"5 \text{ km}", r"5 \text{ m}", False),
+        (r"5 \text{ km}", "5 kilometers", True),
+        ("1/3", "0.333333", True),
+        ("1/3", "0.33333", False),
+        ("1/3", "0.333335", False),
+        ("0.333", "0.333333", False),
+        ("1e-8", "0", False),
+        ("1e-8", "0.0000000", False),
+    ],
+)
+def test_agreement(gold, pred, same):
+    pred = read(pred, "m") if pred == "5 m" else read(pred)
+    assert pred is not None
+    assert agree(read(gold), pred) is (same if pred.unit != "m" else False)
+
+
+@pytest.mark.parametrize(("pred", "same"), [("4.1", True), ("4.3", True), ("4.31", False), ("4.0999", False)])
+def test_a_tolerance_is_absolute_and_includes_its_ends(pred, same):
+    assert agree(read("4.2"), read(pred), tolerance=0.1 + 1e-12) is same
+
+
+@given(st.fractions(), st.fractions())
+def test_fractions_agree_only_with_themselves(a, b):
+    gold, pred = read(f"\\frac{{{a.numerator}}}{{{a.denominator}}}"), read(f"{b.numerator}/{b.denominator}")
+    assert agree(gold, pred) is (a == b)
