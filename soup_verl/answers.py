@@ -172,7 +172,7 @@ class Comparison:
             return agree(gold_number, pred_number, self.tolerance)
         if gold_number is None and words(gold) is not None and words(gold) == words(pred):
             return True
-        if gold_number is None and (is_upright(gold) or is_upright(pred)):
+        if is_upright(pred) or (gold_number is None and is_upright(gold)):
             return False
         gold_unit, pred_unit = split_unit(gold, self._clean_unit), split_unit(pred, self._clean_unit)
         if gold_unit.scale != pred_unit.scale or (gold_unit.unit and pred_unit.unit not in ("", gold_unit.unit)):
@@ -191,7 +191,7 @@ class Comparison:
             return False  # only its own spelling is right, and that was compared
         if not is_allowed(pred, commands):
             raise Undecided("not_allowed")
-        if _letters(gold) != _letters(pred):
+        if _letters(question.gold) != _letters(question.pred):
             return False
         return self.decide(replace(question, gold=gold, pred=pred))
 
