@@ -13,6 +13,7 @@ A hostile expression holds up its own caller only: the next check finds, or fork
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import select
@@ -40,6 +41,10 @@ class CheckFailed(Exception):
     def __init__(self, reason: str):
         super().__init__(reason)
         self.reason = reason
+
+
+class CheckerGone(RuntimeError):
+    """The forking process does not start, or ended."""
 
 
 @dataclass
@@ -79,8 +84,10 @@ class _Server:
     def kill(self, worker: _Worker) -> None:
         worker.connection.close()
         with self._lock:
-            if self._is_running():  # else its forks are dead too
-                self._exchange(f"kill {worker.pid}".encode())
+            # Where the forking process is gone, so are its forks.
+            if self._is_running():
+                with contextlib.suppress(OSError, CheckerGone):
+                    self._exchange(f"kill {worker.pid}".encode())
 
     def close(self) -> None:
         with self._lock:
@@ -119,7 +126,7 @@ class _Server:
             reply = b""
         if not reply:
             self._stop()
-            raise RuntimeError(
+            raise CheckerGone(
                 f"the answer checker {_SCRIPT.name} gave no reply within {limit_s:g} s or ended: its message is above. "
                 f"Expected `import math_verify` to work in {sys.executable}"
             )
@@ -152,7 +159,7 @@ class CheckPool:
 
         Raises:
             CheckFailed: time or memory ran out, or an expression cannot be read.
-            RuntimeError: the worker process does not start.
+            CheckerGone: the worker process does not start.
         """
         if budget.left_s <= 0:
             raise CheckFailed("timeout")

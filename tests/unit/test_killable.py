@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from soup_verl.killable import Budget, CheckFailed, CheckPool, shared_pool
+from soup_verl.killable import Budget, CheckerGone, CheckFailed, CheckPool, shared_pool
 
 HOSTILE = r"9^{9^{9^9}}"
 ROOT = Path(__file__).parents[2]
@@ -118,15 +118,15 @@ def test_hostile_checks_hold_up_nobody_else(pool):
 
     def hostile():
         try:
-            ask(pool, "5", HOSTILE, limit_s=3.0)
+            ask(pool, "5", HOSTILE, limit_s=2.0)
         except CheckFailed as error:
             reasons.append(error.reason)
 
     threads = [threading.Thread(target=hostile) for _ in range(4)]
     for thread in threads:
         thread.start()
-    time.sleep(0.3)
-    for _ in range(5):
+    time.sleep(0.2)
+    for _ in range(3):
         assert ask(pool, r"\sqrt{8}", r"2\sqrt{2}")
     assert reasons == []  # they were all at it
     for thread in threads:
@@ -208,5 +208,5 @@ def test_a_checker_that_cannot_start_is_an_error_that_says_so(monkeypatch, tmp_p
     script = tmp_path / "math_worker.py"
     script.write_text("raise SystemExit(3)")
     monkeypatch.setattr("soup_verl.killable._SCRIPT", script)
-    with pytest.raises(RuntimeError, match="import math_verify"):
+    with pytest.raises(CheckerGone, match="import math_verify"):
         ask(CheckPool(), "1", "1+0")
