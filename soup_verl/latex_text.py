@@ -13,7 +13,7 @@ _UNICODE = str.maketrans(
         "\u2212": "-", "\u2013": "-", "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ", "\u00f7": "/",
         "\u03c0": r"\pi ", "\u221e": r"\infty ", "\u2264": r"\le ", "\u2265": r"\ge ", "\u2260": r"\ne ",
         "\u222a": r"\cup ", "\u2208": r"\in ", "\u00b1": r"\pm ", "\u2032": "'", "\u00a0": " ", "\u202f": " ",
-        "\u2009": " ", "\u20ac": "", "\u00a3": "", "\u00a5": "", "~": " ",
+        "\u2009": " ", "\u20ac": "", "\u00a3": "", "\u00a5": "", "~": " ", "\0": "\ufffd",
     }
 )  # fmt: skip
 _RENAMED = {
@@ -36,6 +36,7 @@ _RENAMED = {
     "dots": r"\ldots",
 }
 _COMMAND = re.compile(r"\\([A-Za-z]+|.|$)", re.DOTALL)
+_KEPT_SPACE = "\0"  # while other spaces are taken out
 _OPEN, _CLOSE = "([{", ")]}"
 
 
@@ -81,7 +82,8 @@ def clean(text: str) -> str:
     r"""One spelling: `\dfrac12` and `\frac{1}{2}`, `x^2` and `x^{2}`, `10,\!080` and `10,080`, `90^\circ` and `90°`.
 
     Sizes, spacing, currency and dollar signs go; upright text of any command is `\text{...}`; spaces stay only where
-    they mean something: between digits and after a command before a letter. Equal results mean equal answers.
+    they mean something: between digits, between words, after a command before a letter. Equal results mean equal
+    answers.
     """
     text = re.sub(r"\\!\s*", "", text.translate(_UNICODE))
     text = re.sub(r"(?<=[0-9]),\s+(?=[0-9])", ";", text)  # a list, where `1,234` is one number
@@ -95,7 +97,7 @@ def clean(text: str) -> str:
     text = re.sub(r"(\\frac\{[^{}]*\}|\\sqrt\[[^\]]*\])([0-9A-Za-z])", r"\1{\2}", text)
     text = re.sub(r"(^|[(\[,;=])\+", r"\1", text)
     text = re.sub(r",(?:,)+", ",", text)
-    return text.strip().rstrip(".")
+    return text.strip().rstrip(".").replace(_KEPT_SPACE, " ")
 
 
 def _rename(match: re.Match) -> str:
@@ -104,10 +106,10 @@ def _rename(match: re.Match) -> str:
 
 
 def _clean_text(match: re.Match) -> str:
-    words = match.group(1).strip()
-    if words.strip(" ,").lower() in ("and", "or"):
+    content = " ".join(match.group(1).split())
+    if content.strip(" ,").lower() in ("and", "or"):
         return ","
-    return rf"\text{{{words}}}" if re.search("[A-Za-z]", words) else words
+    return rf"\text{{{content.replace(' ', _KEPT_SPACE)}}}" if re.search("[A-Za-z]", content) else content
 
 
 def _space(match: re.Match) -> str:
