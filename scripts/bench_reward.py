@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 from statistics import median, quantiles
 
-from soup_verl.killable import shared_pool
+from soup_verl.grading.killable import shared_pool
 from soup_verl.reward import compute_score
 
-ROWS = Path(__file__).resolve().parents[1] / "tests" / "unit" / "data" / "math_rows.jsonl"
+ROWS = Path(__file__).resolve().parents[1] / "tests" / "unit" / "grading" / "math_rows.jsonl"
 GOAL = 200  # checks a second on ordinary answers
 HOSTILE = "9^{9^{9^9}}"
 

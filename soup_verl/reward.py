@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from soup_verl.answers import Comparison, Question, Undecided
-from soup_verl.killable import Budget, CheckFailed, shared_pool
-from soup_verl.latex_text import clean, last_box
-from soup_verl.quantities import parse_quantity
+from soup_verl.grading.answers import Comparison, Question, Undecided
+from soup_verl.grading.killable import Budget, CheckFailed, shared_pool
+from soup_verl.grading.latex_text import clean, last_box
+from soup_verl.grading.quantities import parse_quantity
 
 TIME_LIMIT_S = 3.0
 MAX_ANSWER = 1000  # characters; twice the expected answer's length where that is more

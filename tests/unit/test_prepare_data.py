@@ -19,7 +19,7 @@ from soup_verl.prepare_data import main
 ROOT = Path(__file__).parents[2]
 REAL_DATA = Path(os.environ.get("SOUP_TEST_DATA", ROOT.parent / "shared" / "data"))
 QWEN_TOKENIZER = REAL_DATA / "qwen25_tokenizer_hf"
-needs_real_data = pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"no data sets at {REAL_DATA} (SOUP_TEST_DATA)")
+_needs_real_data = pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"no data sets at {REAL_DATA} (SOUP_TEST_DATA)")
 
 EGGS = "A hen lays three eggs in two days; how many eggs does she lay in a fortnight?"
 ROWS = [
@@ -324,6 +324,7 @@ def test_a_failure_while_writing_leaves_what_was_there(tmp_path, sound_file, mon
     assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
 
 
+@pytest.mark.e2e  # the hub's client tries again for half a minute
 def test_without_a_network_one_line_points_to_from(tmp_path):
     # The real loader against a port where nobody listens; only its waits between retries are cut.
     script = """
@@ -363,7 +364,8 @@ def test_prompt_tokens_are_the_chat_templates_in_any_batch(tmp_path):
     assert prompt_tokens(tokenizer, chats, batch=2) == [4, 5, 6, 7, 8]
 
 
-@needs_real_data
+@pytest.mark.e2e
+@_needs_real_data
 def test_the_real_tokenizer_sees_the_qwen_math_template_and_counts_it():
     tokenizer = load_tokenizer(str(QWEN_TOKENIZER))
     chat = TEMPLATES["qwen-math"]("1+1?")
@@ -388,7 +390,8 @@ BENCHMARKS = {
 }
 
 
-@needs_real_data
+@pytest.mark.e2e
+@_needs_real_data
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_every_row_of_a_real_benchmark_is_kept_as_it_is(tmp_path, name):
     stem, rows = BENCHMARKS[name]
@@ -396,7 +399,8 @@ def test_every_row_of_a_real_benchmark_is_kept_as_it_is(tmp_path, name):
     assert pq.read_metadata(tmp_path / f"{name}.parquet").num_rows == rows
 
 
-@needs_real_data
+@pytest.mark.e2e
+@_needs_real_data
 def test_the_rows_of_dapo_that_contain_a_benchmark_question_are_found(tmp_path):
     source = REAL_DATA / "dapo_math_en.jsonl"
     marked = [row for row in map(json.loads, source.open()) if row.get("overlap_eval")]

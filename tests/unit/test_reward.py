@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soup_verl import killable
+from soup_verl.grading import killable
 from soup_verl.reward import compute_score
 
 ROOT = Path(__file__).parents[2]
-ROWS = [json.loads(line) for line in (Path(__file__).parent / "data" / "math_rows.jsonl").open()]
+ROWS = [json.loads(line) for line in (Path(__file__).parent / "grading" / "math_rows.jsonl").open()]
 DATA = Path(os.environ.get("SOUP_TEST_DATA") or ROOT.parent / "shared" / "data")
 BENCHMARKS = ["math500", "amc23", "amc_22_23", "aime24", "aime25", "minerva_math", "olympiadbench", "gsm8k_test"]
 TRAINING = ["gsm8k_train", "math_train", "aime_1983_2023", "dapo_math_en"]
@@ -180,6 +180,7 @@ def test_a_broken_row_is_refused_by_name(gold, extra, message):
     assert "data_source='test'" in str(caught.value) and "expected" in str(caught.value)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_every_gold_of_a_benchmark_is_right(name):
     for row in load(name):
@@ -188,12 +189,14 @@ def test_every_gold_of_a_benchmark_is_right(name):
             assert result["score"] == 1.0, (row["id"], answer, result)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", TRAINING)
 def test_every_gold_of_a_training_set_is_right(name):
     failed = [row["id"] for row in load(name) if score(row["answer"], row["answer"], extra_of(row))["score"] != 1.0]
     assert failed == []
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_golds_in_another_spelling_are_right(name):
     for row in load(name):
@@ -202,6 +205,7 @@ def test_golds_in_another_spelling_are_right(name):
         assert score(answer, row["answer"], extra_of(row))["score"] == 1.0, row["id"]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_perturbed_number_is_wrong(name):
     numbers = 0

@@ -13,8 +13,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from soup_verl.latex_text import clean, is_upright, split_top, unwrap, words
-from soup_verl.quantities import agree, parse_quantity, split_unit
+from soup_verl.grading.latex_text import clean, is_upright, split_top, unwrap, words
+from soup_verl.grading.quantities import agree, parse_quantity, split_unit
 
 MAX_PARTS = 64  # of a list, tuple or matrix
 MAX_EXPRESSION = 400  # characters

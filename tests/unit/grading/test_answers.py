@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soup_verl.answers import MAX_PARTS, Comparison, Question, Undecided, is_allowed, parts_of, short_variables
+from soup_verl.grading.answers import MAX_PARTS, Comparison, Question, Undecided, is_allowed, parts_of, short_variables
 
 
 def never(question):

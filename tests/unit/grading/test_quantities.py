@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soup_verl.latex_text import clean
-from soup_verl.quantities import agree, parse_quantity, split_unit, unit_name
+from soup_verl.grading.latex_text import clean
+from soup_verl.grading.quantities import agree, parse_quantity, split_unit, unit_name
 
 
 def read(text, unit=""):

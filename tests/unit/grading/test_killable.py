@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from soup_verl.killable import Budget, CheckerGone, CheckFailed, CheckPool, shared_pool
+from soup_verl.grading.killable import Budget, CheckerGone, CheckFailed, CheckPool, shared_pool
 
 HOSTILE = r"9^{9^{9^9}}"
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def request(gold, pred, within=None, equation=False):
@@ -158,7 +158,7 @@ def test_the_forking_process_is_replaced_when_it_dies(pool):
 
 
 def test_workers_are_renewed_after_a_number_of_checks(pool, monkeypatch):
-    monkeypatch.setattr("soup_verl.killable.CHECKS_A_WORKER", 2)
+    monkeypatch.setattr("soup_verl.grading.killable.CHECKS_A_WORKER", 2)
     pids = set()
     for _ in range(8):
         ask(pool, "1", "1+0")
@@ -168,7 +168,7 @@ def test_workers_are_renewed_after_a_number_of_checks(pool, monkeypatch):
 
 ORPHANS = """
 import sys, threading, time
-from soup_verl.killable import Budget, CheckPool
+from soup_verl.grading.killable import Budget, CheckPool
 pool = CheckPool()
 ask = lambda pred: pool.check({"gold": "5", "pred": pred, "within": None, "equation": False}, Budget(60))
 ask("5+0")
@@ -204,7 +204,7 @@ def _parent_of(folder):
 
 
 def test_a_forked_process_makes_its_own_pool(pool, monkeypatch):
-    monkeypatch.setattr("soup_verl.killable._pool", pool)
+    monkeypatch.setattr("soup_verl.grading.killable._pool", pool)
     ask(shared_pool(), "1", "1+0")
     pid = os.fork()
     if pid == 0:
@@ -218,6 +218,6 @@ def test_a_forked_process_makes_its_own_pool(pool, monkeypatch):
 def test_a_checker_that_cannot_start_is_an_error_that_says_so(monkeypatch, tmp_path):
     script = tmp_path / "math_worker.py"
     script.write_text("raise SystemExit(3)")
-    monkeypatch.setattr("soup_verl.killable._SCRIPT", script)
+    monkeypatch.setattr("soup_verl.grading.killable._SCRIPT", script)
     with pytest.raises(CheckerGone, match="import math_verify"):
         ask(CheckPool(), "1", "1+0")

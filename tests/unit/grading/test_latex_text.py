@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soup_verl.latex_text import clean, is_upright, last_box, split_top, unwrap, words
+from soup_verl.grading.latex_text import clean, is_upright, last_box, split_top, unwrap, words
 
 
 @pytest.mark.parametrize(
