@@ -99,17 +99,18 @@ class PrefixLengthConfig:
 
     distribution: str = "uniform"
     unit: str = "tokens"
-    low: float = 1
-    high: float | None = None  # None: half of the response budget, or the whole source response
+    low: float | None = None  # None: 1 token, or any share
+    high: float | None = None  # None: just under half of the response budget, or the whole source response
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)  # of `high`
 
     def __post_init__(self) -> None:
         path = "soup.prefix_length"
         _require_one_of(f"{path}.distribution", self.distribution, LENGTH_DISTRIBUTIONS)
         _require_one_of(f"{path}.unit", self.unit, LENGTH_UNITS)
-        self._check_length(f"{path}.low", self.low)
-        if self.high is not None:
-            self._check_length(f"{path}.high", self.high)
+        for name in ("low", "high"):
+            if (value := getattr(self, name)) is not None:
+                self._check_length(f"{path}.{name}", value)
+        if self.low is not None and self.high is not None:
             require(self.low <= self.high, f"{path}.low", self.low, f"at most {path}.high={self.high}")
         if self.distribution == "fixed":
             require(
@@ -118,6 +119,12 @@ class PrefixLengthConfig:
                 self.high,
                 f"the same as {path}.low={self.low} when the distribution is fixed",
                 "Set both to the one length, or use distribution=uniform.",
+            )
+            require(
+                self.schedule.shape == "constant",
+                f"{path}.schedule.shape",
+                self.schedule.shape,
+                "constant when the distribution is fixed",
             )
         self.schedule.check(f"{path}.schedule")
         if self.schedule.final is not None:
@@ -131,13 +138,19 @@ class PrefixLengthConfig:
 
     def bounds(self, response_length: int) -> tuple[float, float]:
         """Lowest and highest length, before any schedule: tokens of a budget of `response_length`, or shares."""
-        if self.high is not None:
-            return self.low, self.high
-        return self.low, max(self.low, response_length // 2) if self.unit == "tokens" else 1.0
+        in_tokens = self.unit == "tokens"
+        low = self.low if self.low is not None else (1 if in_tokens else 0.0)
+        default = (response_length - 1) // 2 if in_tokens else 1.0
+        return low, self.high if self.high is not None else max(low, default)
 
-    def longest(self, response_length: int) -> float:
-        """The highest length at any step."""
-        return max(self.bounds(response_length)[1], self.schedule.final or 0)
+    def longest(self, response_length: int) -> tuple[str, float]:
+        """The highest length at any step, and the key that it comes from."""
+        low, high = self.bounds(response_length)
+        found = {"high": high, "schedule.final": self.schedule.final or 0, "low": low}
+        name = max(found, key=lambda n: found[n])  # the first of equals
+        if name == "high" and self.high is None and self.low is not None and high == low:
+            name = "low"  # which pushed the default up
+        return f"soup.prefix_length.{name}", found[name]
 
 
 @dataclass(frozen=True)

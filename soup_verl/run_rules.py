@@ -76,8 +76,7 @@ def _check_prefix_fits(soup: SoupConfig, config: Mapping[str, Any]) -> None:
     if soup.prefix_length.unit == "share":
         return  # cut to what the response budget leaves room for
     budget = _get(config, "actor_rollout_ref.rollout.response_length", 0)
-    longest = soup.prefix_length.longest(budget)
-    key = "soup.prefix_length.high" if soup.prefix_length.high is not None else "soup.prefix_length.low"
+    key, longest = soup.prefix_length.longest(budget)
     given = 2 * longest if soup.position == "middle" else longest
     require(
         given < budget,

@@ -63,9 +63,10 @@ class LookaheadSource(PrefixSource):
 
     def without_history(self, step: int) -> list[int]:
         """At the start, and where a resumed run is extended."""
-        stop = min(step + min(self._ages), self._last_step + 1)
-        start = step if step > 1 or not self._warm_start else stop
-        return [s for s in range(start, stop) if s not in self._ready and self._engine.wants_prefixes(s)]
+        warm = step == 1 and self._warm_start
+        stop = 2 if warm else step + min(self._ages)
+        steps = range(step, min(stop, self._last_step + 1))
+        return [s for s in steps if s not in self._ready and self._engine.wants_prefixes(s)]
 
     def save(self, folder: Path) -> None:
         assert not self._under_way and not self._new, "prefixes are still being sampled"

@@ -52,8 +52,11 @@ RESPONSE = torch.tensor([[1, 1, 1, 1, 1, 1, 0, 0]] * 2)
 PREFIX = torch.tensor([[1, 1, 1, 0, 0, 0, 0, 0]] * 2)
 
 
-def soup_gradient(name, prefix=PREFIX):
-    """What SoupTrainer hands to verl's loss for a prefix objective."""
+GAMMA = 0.25
+
+
+def soup_gradient(name, prefix=PREFIX, correction="none"):
+    """What SoupTrainer and SegmentLoss hand to verl's loss for a prefix objective."""
     objective = PREFIX_OBJECTIVES[name]
     new, old, historical = P_NEW.log(), P_OLD.log(), P_HISTORICAL.log()
     weight = objective.weight(old, historical, cap=CAP)
@@ -62,6 +65,10 @@ def soup_gradient(name, prefix=PREFIX):
         anchor = join_log_probs(prefix_mask=prefix, prefix_log_probs=historical, other_log_probs=old)
     mask = RESPONSE if objective.trained else torch.where(prefix.bool(), 0, RESPONSE)
     advantages = token_advantages(ADVANTAGE, response_mask=RESPONSE, prefix_mask=prefix, prefix_weight=weight)
+    if correction == "min_prefix":
+        advantages = advantages * core_algos.min_prefix_weight(new, historical, prefix_mask=prefix)
+    if name == "shaped":
+        anchor, advantages = core_algos.shaped_tokens(new, anchor, advantages, prefix_mask=prefix, gamma=GAMMA)
     return verl_gradient(new, anchor, advantages, mask)
 
 
@@ -104,6 +111,52 @@ def test_masked_trains_the_continuation_only_and_averages_over_it():
     gradient = soup_gradient("masked")
     assert_close(gradient, gradient_of(objective))
     assert gradient[:, :3].eq(0).all()
+
+
+def test_shaped_trains_the_prefix_by_p_over_p_plus_gamma_without_ratio_or_clip():
+    def objective(p):
+        shaped = ADVANTAGE[:, None] * p[:, :3] / (p[:, :3] + GAMMA)
+        return (shaped.sum() + clipped(p[:, 3:6] / P_OLD[:, 3:6], ADVANTAGE[:, None]).sum()) / 12
+
+    gradient = soup_gradient("shaped")
+    assert_close(gradient, gradient_of(objective))
+    assert gradient[:, :3].ne(0).all(), "nothing is clipped away"
+
+
+@pytest.mark.parametrize("length", [0, 1, 6])
+def test_shaped_with_a_prefix_of_any_length(length):
+    def objective(p):
+        shaped = ADVANTAGE[:, None] * p[:, :length] / (p[:, :length] + GAMMA)
+        return (shaped.sum() + clipped(p[:, length:6] / P_OLD[:, length:6], ADVANTAGE[:, None]).sum()) / 12
+
+    prefix = (torch.arange(8) < length).expand(2, 8).int()
+    assert_close(soup_gradient("shaped", prefix), gradient_of(objective))
+
+
+@pytest.mark.parametrize("loss_agg_mode", ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"])
+def test_shaped_is_exact_under_every_aggregation(loss_agg_mode):
+    """The same weights on A p / (p + gamma) as verl puts on a plain policy gradient at ratio 1."""
+    new = P_NEW.log()
+    old, advantages = core_algos.shaped_tokens(
+        new, P_OLD.log(), ADVANTAGE[:, None].expand(2, 8), prefix_mask=RESPONSE, gamma=GAMMA
+    )
+    weights = verl_gradient(new, new, torch.ones(2, 8).double(), RESPONSE, loss_agg_mode)
+    expected = gradient_of(lambda p: (weights * ADVANTAGE[:, None] * p / (p + GAMMA)).sum())
+    assert_close(verl_gradient(new, old, advantages, RESPONSE, loss_agg_mode), expected)
+
+
+@pytest.mark.parametrize("name", ["behavior", "decoupled", "masked"])
+def test_the_min_prefix_correction_weights_each_tokens_gradient(name):
+    """Ratios of the prefix to pi_h: 1.2, 2.5, 0.5. The advantage keeps its sign, so the clip stays where it was."""
+    weight = torch.tensor([1, 1.2, 1.2, 0.5, 0.5, 0.5, 1, 1]).double()
+    expected = soup_gradient(name) * weight
+    assert_close(soup_gradient(name, correction="min_prefix"), expected)
+    assert expected[:, 3:6].ne(0).any()
+
+
+def test_the_min_prefix_correction_leaves_onpolicy_responses_alone():
+    none = torch.zeros(2, 8)
+    assert torch.equal(soup_gradient("behavior", none, "min_prefix"), soup_gradient("behavior", none))
 
 
 @pytest.mark.parametrize("name", PREFIX_OBJECTIVES)

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,7 @@ def test_the_worker_stores_every_keyword_and_asks_the_output_for_its_fields():
     source = inspect.getsource(rollout._WorkerTQ._agent_loop_postprocess)
     for text in ("await self._compute_score(outputs, kwargs=kwargs)", "output.as_dict()", "field.update(kwargs)"):
         assert text in source
-    assert 'f"{uid}_{session_id}_{i}"' in source  # SoupTrainer._counted_rows takes the key apart
+    assert 'f"{uid}_{session_id}_{i}"' in source  # batch.counted_rows takes the key apart
     assert 'field["loss_mask"] = field["response_mask"]' in source
 
 
@@ -115,7 +116,23 @@ def test_the_client_takes_what_we_pass_and_ours_takes_what_verl_passes():
         inspect.signature(generate).bind(
             None, request_id="r", prompt_ids=[], sampling_params={}, image_data=0, priority=0
         )
-    assert {"token_ids", "log_probs", "extra_fields"} <= set(TokenOutput.model_fields)
+    assert {"token_ids", "log_probs", "extra_fields", "stop_reason"} <= set(TokenOutput.model_fields)
+
+
+def test_a_response_given_without_asking_the_engine_has_all_that_the_agent_loop_reads():
+    read = set(re.findall(r"\boutput\.(\w+)", inspect.getsource(SingleTurnAgentLoop.run)))
+    assert read == {"token_ids", "log_probs", "extra_fields", "num_preempted", "routed_experts"}
+    left_out = TokenOutput(token_ids=[1], log_probs=[-1.0], stop_reason="completed", extra_fields={})
+    assert left_out.num_preempted is None and left_out.routed_experts is None
+
+
+def test_verls_client_adds_the_versions_that_ours_gives_itself():
+    source = inspect.getsource(inspect.getmodule(LLMServerClient))
+    for name in ("min_global_steps", "max_global_steps"):
+        assert f'"{name}"' in source
+        assert f'"{name}": field["extra_fields"].get("{name}")' in inspect.getsource(
+            rollout._WorkerTQ._agent_loop_postprocess
+        )
 
 
 def test_the_engine_says_which_version_sampled():

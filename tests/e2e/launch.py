@@ -75,7 +75,9 @@ def command(assets: Path, folder: Path, *overrides: str) -> list[str]:
         "trainer.save_freq": -1,
     }
     given = [f"{key}={value}" for key, value in settings.items()]
-    return [sys.executable, "-m", "recipe.soup.main_soup", *given, *overrides]
+    flags = [o for o in overrides if o.startswith("--")]  # Hydra wants them first
+    values = [o for o in overrides if not o.startswith("--")]
+    return [sys.executable, "-m", "recipe.soup.main_soup", *flags, *given, *values]
 
 
 def launch(
@@ -85,6 +87,7 @@ def launch(
     kill_when: Path | None = None,
     kill_after: float = 0.0,
     modules: str = "tests.e2e.probe",
+    environment: dict[str, str] | None = None,
 ) -> Run:
     """Run the recipe to its end, or SIGKILL its driver `kill_after` seconds after the file `kill_when` appears."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,6 +101,10 @@ def launch(
                 "SOUP_TEST_MARK": str(folder),
                 "SOUP_IMPORT": modules,
                 "PYTHONPATH": str(ROOT),
+                "TENSORBOARD_DIR": str(folder / "tensorboard"),
+                "WANDB_DIR": str(folder),
+                "WANDB_MODE": "offline",
+                **(environment or {}),
             },
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -128,12 +135,22 @@ def survivors(folder: Path, within: float = 60.0) -> list[str]:
 
 
 def _alive(folder: Path) -> list[str]:
-    mark = f"SOUP_TEST_MARK={folder}".encode()
-    alive = []
-    for process in Path("/proc").glob("[0-9]*"):
+    found = []
+    for process in processes_with(f"SOUP_TEST_MARK={folder}"):
         try:
-            if mark in (process / "environ").read_bytes().split(b"\0"):
-                alive.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:200])
+            found.append((Path("/proc") / str(process) / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:200])
         except OSError:
             continue
-    return [line for line in alive if line]
+    return [line for line in found if line]
+
+
+def processes_with(variable: str) -> list[int]:
+    """Processes in whose environment `NAME=value` stands."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if variable.encode() in (process / "environ").read_bytes().split(b"\0"):
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found

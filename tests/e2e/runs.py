@@ -1,13 +1,16 @@
 """The runs that the end-to-end tests look at. Each is made once, when a test first asks for it."""
 
 import json
+import secrets
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.e2e import examples
-from tests.e2e.launch import LIMIT, Run, command, launch, survivors
+from tests.e2e.cluster import TwoNodes
+from tests.e2e.launch import LIMIT, ROOT, Run, command, launch, survivors
 
 RUNS: dict[str, Callable[[Path, Path], Run]] = {}
 
@@ -31,7 +34,14 @@ _add(
 _add("soup_without_mixing", *_SAME)
 
 # Learning rate 0: the historical policy is the current one, so every log-prob can be compared.
-_add("frozen_warm", f"{_STEPS}3", "actor_rollout_ref.actor.optim.lr=0", "soup.lookahead.age=1", "soup.mixed_fraction=1")
+_add(
+    "frozen_warm",
+    f"{_STEPS}3",
+    "actor_rollout_ref.actor.optim.lr=0",
+    "soup.lookahead.age=1",
+    "soup.mixed_fraction=1",
+    "trainer.logger=[console,file,tensorboard,wandb]",
+)
 
 # Snapshots: kept policies are real copies, and prefixes come from them.
 _SNAPSHOT = ("soup.source=snapshot", "soup.snapshot.capacity=2", "trainer.save_freq=1", f"{_STEPS}4")
@@ -88,7 +98,7 @@ SWEEP = (
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=32",
     "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=32",
     "actor_rollout_ref.rollout.n=8",
-    "actor_rollout_ref.actor.optim.lr=1e-3",
+    "reward.custom_reward_function.name=varied",
 )
 
 
@@ -109,7 +119,7 @@ def _examples(assets: Path, folder: Path) -> Run:
 
 
 RUNS["examples"] = _examples
-_add("dapo", "--config-dir", "examples", "neighbors=dapo", f"{_STEPS}2")
+_add("dapo", "--config-dir=examples", "neighbors=dapo", f"{_STEPS}2")
 
 # Two ranks over gloo. With a learning rate of 1e-8 they train, and yet every log-prob can be compared.
 _TWO = ("trainer.n_gpus_per_node=2", f"{_STEPS}4", "soup.lookahead.age=1", "trainer.save_freq=4")
@@ -128,6 +138,38 @@ _add(
     "actor_rollout_ref.actor.optim.lr=1e-8",
     "actor_rollout_ref.rollout.temperature=0.7",
 )
+
+# Two nodes: a worker node is lost after a checkpoint, comes back, and the run goes on.
+_NODES = (
+    "trainer.nnodes=2",
+    "soup.source=snapshot",
+    "soup.snapshot.capacity=2",
+    "trainer.save_freq=2",
+    f"{_STEPS}4",
+)
+
+
+def _two_nodes(assets: Path, folder: Path) -> Run:
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    with TwoNodes(folder / "cluster", {"PYTHONPATH": str(ROOT), **token}) as cluster:
+        here = {"RAY_ADDRESS": cluster.address, **token}
+        manifest = folder / "global_step_2/soup/manifest.json"
+        with ThreadPoolExecutor(1) as watcher:
+            watcher.submit(_when, manifest, cluster.lose_worker_node)
+            lost = launch(assets, folder, *_NODES, environment=here)
+        (folder / "lost.json").write_text(json.dumps({"code": lost.code, "output": lost.output}))
+        cluster.add_worker_node()
+        return launch(assets, folder, *_NODES, environment=here)
+
+
+def _when(file: Path, action: Callable[[], None]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    action()
+
+
+RUNS["two_nodes"] = _two_nodes
 
 # Failures that only the running system can see.
 _add("reward_raises", f"{_STEPS}3", "reward.custom_reward_function.name=raising")

@@ -3,10 +3,12 @@ from functools import partial
 import pytest
 import torch
 from tensordict import TensorDict
+from verl.utils import tensordict_utils as tu
 from verl.utils.metric import Metric
 
 from soup_verl import actor_worker
-from soup_verl.actor_worker import SUM_PREFIX, SegmentLoss, SoupActorWorker
+from soup_verl.actor_worker import PREFIX_CORRECTION, SHAPED_GAMMA, SUM_PREFIX, SegmentLoss, SoupActorWorker
+from soup_verl.config import PREFIX_CORRECTIONS
 
 FSDP1 = {"w": torch.arange(4.0), "b": torch.ones(2)}
 FSDP2 = ({"w": (torch.arange(4.0), "spec"), "b": (torch.ones(2), None)}, "global spec")
@@ -79,6 +81,107 @@ def test_sums_are_summed_and_the_maximum_is_a_maximum_over_micro_batches():
 def test_another_policy_loss_has_another_meaning_of_clipped_and_gets_no_sums():
     _, metrics = run_loss(micro_batch(), loss_mode="gspo")
     assert set(metrics) == {"actor/pg_loss"}
+
+
+# ---- what depends on pi_theta while it moves ----
+
+# Two responses of 3 and 2 tokens behind prompts of 1 and 2; pi_theta: 0.3 0.5 0.2, and 0.4 0.8
+THREE_AND_TWO = {"log_probs": nested([0.3, 0.5, 0.2, 0.9], [0.9, 0.4, 0.8, 0.9]).log().requires_grad_()}
+
+
+def changing_batch(prefix, **settings):
+    """Ratios of the first response to its behaviour log-probs: 1.2, 2.5, 0.5; of the second: 0.5, 4."""
+    fields = {
+        "prompts": nested([1], [1, 2], dtype=torch.int64),
+        "responses": nested([3, 4, 5], [6, 7], dtype=torch.int64),
+        "old_log_probs": nested([0.9, 0.9, 0.9], [0.9, 0.9]).log(),
+        "rollout_log_probs": nested([0.25, 0.2, 0.4], [0.8, 0.2]).log(),
+        "advantages": nested([8.0, 8.0, 8.0], [-8.0, -8.0]),
+        "response_mask": nested([1, 1, 1], [1, 1], dtype=torch.int64),
+        "prefix_mask": nested(*prefix, dtype=torch.int8),
+    }
+    data = TensorDict(fields, batch_size=2)
+    tu.assign_non_tensor(data, **settings)
+    return data
+
+
+def handed_to_verl(data):
+    """(old_log_probs as probabilities, advantages) of each row, as verl's loss gets them."""
+    seen = {}
+
+    def verls_loss(*, config, model_output, data, dp_group):
+        seen.update({name: [row.tolist() for row in data[name].unbind()] for name in ("old_log_probs", "advantages")})
+        return torch.tensor(7.0), {}
+
+    before = {name: data[name] for name in ("old_log_probs", "advantages")}
+    SegmentLoss(partial(verls_loss, config=config()))(THREE_AND_TWO, data)
+    assert all(data[name] is value for name, value in before.items()), "the caller's own fields were changed"
+    return [torch.tensor(row).exp().tolist() for row in seen["old_log_probs"]], seen["advantages"]
+
+
+def rows_close(found, expected):
+    assert [pytest.approx(row, rel=1e-5) for row in expected] == found
+
+
+@pytest.mark.parametrize("settings", [{}, {SHAPED_GAMMA: 0.0, PREFIX_CORRECTION: "none"}])
+def test_verls_loss_gets_what_was_written_where_nothing_moves(settings):
+    old, advantages = handed_to_verl(changing_batch(([1, 1, 0], [0, 1]), **settings))
+    rows_close(old, [[0.9] * 3, [0.9] * 2])
+    rows_close(advantages, [[8] * 3, [-8] * 2])
+
+
+@pytest.mark.parametrize(
+    ("prefix", "old", "advantages"),
+    [
+        # gamma p / (p + gamma)^2 at gamma 0.2: 0.24 at 0.3, 10/49 at 0.5, 0.25 at 0.2, 2/9 at 0.4, 0.16 at 0.8
+        (([0, 0, 0], [0, 0]), [[0.9] * 3, [0.9] * 2], [[8] * 3, [-8] * 2]),
+        (([1, 0, 0], [1, 1]), [[0.3, 0.9, 0.9], [0.4, 0.8]], [[1.92, 8, 8], [-16 / 9, -1.28]]),
+        (([0, 1, 1], [0, 1]), [[0.9, 0.5, 0.2], [0.9, 0.8]], [[8, 80 / 49, 2], [-8, -1.28]]),
+    ],
+)
+def test_shaped_prefix_tokens_follow_the_policy_of_the_moment(prefix, old, advantages):
+    found = handed_to_verl(changing_batch(prefix, **{SHAPED_GAMMA: 0.2}))
+    rows_close(found[0], old)
+    rows_close(found[1], advantages)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "advantages"),
+    [
+        (([0, 0, 0], [0, 0]), [[8, 8, 8], [-8, -8]]),
+        (([1, 1, 0], [1, 0]), [[8, 9.6, 9.6], [-8, -4]]),
+        (([1, 1, 1], [0, 1]), [[8, 9.6, 9.6], [-8, -8]]),
+        (([0, 1, 0], [1, 1]), [[8, 8, 20], [-8, -4]]),
+    ],
+)
+def test_the_min_prefix_correction_weights_what_follows_historical_tokens(prefix, advantages):
+    old, found = handed_to_verl(changing_batch(prefix, **{PREFIX_CORRECTION: "min_prefix"}))
+    rows_close(old, [[0.9] * 3, [0.9] * 2])
+    rows_close(found, advantages)
+
+
+def test_both_at_once():
+    data = changing_batch(([1, 1, 0], [0, 0]), **{SHAPED_GAMMA: 0.2, PREFIX_CORRECTION: "min_prefix"})
+    old, advantages = handed_to_verl(data)
+    rows_close(old, [[0.3, 0.5, 0.9], [0.9, 0.9]])
+    rows_close(advantages, [[1.92, 1.2 * 80 / 49, 9.6], [-8, -8]])
+
+
+@pytest.mark.parametrize("correction", PREFIX_CORRECTIONS)
+def test_every_correction_there_is_has_its_own_effect(correction):
+    _, advantages = handed_to_verl(changing_batch(([1, 0, 0], [0, 0]), **{PREFIX_CORRECTION: correction}))
+    assert (advantages[0] != [8.0] * 3) is (correction != "none")
+
+
+def test_the_sums_are_those_of_the_tensors_in_the_loss():
+    def verls_loss(*, config, model_output, data, dp_group):
+        return torch.tensor(7.0), {}
+
+    data = changing_batch(([1, 1, 0], [0, 0]), **{SHAPED_GAMMA: 0.2})
+    _, metrics = SegmentLoss(partial(verls_loss, config=config()))(THREE_AND_TWO, data)
+    assert metrics[SUM_PREFIX + "prefix_ratio"].aggregate() == pytest.approx(2.0)  # two tokens of ratio 1
+    assert metrics[SUM_PREFIX + "prefix_clipped"].aggregate() == 0
+    assert metrics[SUM_PREFIX + "prefix_gradient"].aggregate() == pytest.approx(1.92 + 80 / 49)
 
 
 @pytest.mark.parametrize("saved", [FSDP1, FSDP2], ids=["fsdp", "fsdp2"])

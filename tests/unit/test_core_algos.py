@@ -131,6 +131,7 @@ def weight(name, old, behavior, cap=2.0):
 def test_prefix_weight_of_each_objective():
     old, behavior = logs(0.3, 0.5, 0.2), logs(0.25, 0.2, 0.4)  # pi_old / pi_h: 1.2, 2.5, 0.5
     assert weight("behavior", old, behavior).tolist() == [1, 1, 1]
+    assert weight("shaped", old, behavior).tolist() == [1, 1, 1]  # its weight follows pi_theta: `shaped_tokens`
     assert weight("masked", old, behavior).tolist() == [0, 0, 0]
     assert_close(weight("decoupled", old, behavior), numbers(1.2, 2.0, 0.5))
     assert_close(weight("decoupled", old, behavior, cap=3.0), numbers(1.2, 2.5, 0.5))
@@ -143,7 +144,12 @@ def test_decoupled_weight_carries_no_gradient():
 
 def test_anchor_and_training_of_each_objective():
     facts = {name: (o.anchor_is_behavior, o.trained) for name, o in PREFIX_OBJECTIVES.items()}
-    assert facts == {"behavior": (True, True), "decoupled": (False, True), "masked": (True, False)}
+    assert facts == {
+        "behavior": (True, True),
+        "decoupled": (False, True),
+        "masked": (True, False),
+        "shaped": (True, True),
+    }
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -198,6 +204,208 @@ def test_more_padding_changes_nothing():
         prefix_weight=torch.nn.functional.pad(numbers([0.5, NAN, NAN]), (0, 2), value=NAN),
     )
     assert torch.equal(padded[:, :3], short) and padded[:, 3:].eq(0).all()
+
+
+# ---- the shaped objective ----
+
+# p = 0.5 with gamma 0.5: gamma p / (p + gamma)^2 = 0.25; p = 0.25 with gamma 0.25 the same, p = 0.75 there 0.1875
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize(
+    ("mask", "anchored", "advantage"),
+    [
+        ([0, 0, 0], [0.9, 0.8, 0.7], [8, 8, 8]),  # no prefix
+        ([1, 0, 0], [0.25, 0.8, 0.7], [2, 8, 8]),
+        ([0, 1, 0], [0.9, 0.75, 0.7], [8, 1.5, 8]),  # historical tokens in the middle
+        ([0, 1, 1], [0.9, 0.75, 0.25], [8, 1.5, 2]),  # and to the end
+        ([1, 1, 1], [0.25, 0.75, 0.25], [2, 1.5, 2]),  # nothing else
+    ],
+)
+def test_shaped_tokens_have_ratio_1_and_a_shaped_advantage(sign, mask, anchored, advantage):
+    old_log_probs, advantages = core_algos.shaped_tokens(
+        logs([0.25, 0.75, 0.25]),
+        logs([0.9, 0.8, 0.7]),
+        numbers([8 * sign] * 3),
+        prefix_mask=torch.tensor([mask], dtype=torch.int8),
+        gamma=0.25,
+    )
+    assert_close(old_log_probs, logs(anchored))
+    assert_close(advantages, sign * numbers(advantage))
+
+
+def test_shaped_tokens_never_read_outside_of_the_prefix():
+    old_log_probs, advantages = core_algos.shaped_tokens(
+        logs([0.5, NAN, NAN]),
+        numbers([NAN, -2.0, -3.0]),
+        numbers([4, 5, 0]),
+        prefix_mask=torch.tensor([[True, False, False]]),
+        gamma=0.5,
+    )
+    assert_close(old_log_probs, numbers([math.log(0.5), -2.0, -3.0]))
+    assert_close(advantages, numbers([1, 5, 0]))
+
+
+def test_shaped_tokens_do_not_hide_a_nan_in_the_prefix():
+    old_log_probs, advantages = core_algos.shaped_tokens(
+        numbers([NAN]), numbers([-1]), numbers([2]), prefix_mask=torch.tensor([[1]]), gamma=0.1
+    )
+    assert old_log_probs.isnan().all() and advantages.isnan().all()
+
+
+def test_shaped_tokens_carry_no_gradient_of_their_own():
+    log_probs = logs([0.5, 0.5]).requires_grad_()
+    changed = core_algos.shaped_tokens(
+        log_probs, logs([0.4, 0.4]), numbers([1, 1]), prefix_mask=torch.tensor([[1, 0]]), gamma=0.1
+    )
+    assert not any(tensor.requires_grad for tensor in changed)
+
+
+@given(
+    st.lists(st.tuples(st.floats(-12, -0.001), st.floats(-3, 3)), min_size=1, max_size=6),
+    st.floats(0.01, 2),
+)
+def test_shaped_tokens_train_by_the_gradient_of_a_p_over_p_plus_gamma(tokens, gamma):
+    """The surrogate ratio x advantage at ratio 1, against A p / (p + gamma) itself, by autograd."""
+    values, advantages = (
+        torch.tensor(column, dtype=torch.float64).unsqueeze(0) for column in zip(*tokens, strict=True)
+    )
+    mask = torch.ones_like(values)
+
+    variable = values.clone().requires_grad_()
+    old, changed = core_algos.shaped_tokens(variable, values - 1, advantages, prefix_mask=mask, gamma=gamma)
+    surrogate = torch.autograd.grad((token_ratio(variable, old) * changed).sum(), variable)[0]
+
+    variable = values.clone().requires_grad_()
+    p = variable.exp()
+    assert_close(surrogate, torch.autograd.grad((advantages * p / (p + gamma)).sum(), variable)[0])
+
+
+# ---- the min_prefix correction ----
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        ([0, 0, 0, 0, 0], [1, 1, 1, 1, 1]),  # no prefix
+        ([1, 1, 1, 0, 0], [1, 2.5, 1.2, 0.5, 0.5]),
+        ([0, 1, 1, 0, 0], [1, 1, 1.2, 0.5, 0.5]),  # historical tokens in the middle
+        ([0, 0, 0, 1, 1], [1, 1, 1, 1, 4]),  # and to the end: above 1, nothing is truncated
+        ([1, 1, 1, 1, 1], [1, 2.5, 1.2, 0.5, 0.5]),
+    ],
+)
+def test_a_token_is_weighted_by_the_smallest_prefix_ratio_before_it(mask, expected):
+    # ratios: 2.5, 1.2, 0.5, 4, 1
+    weight = core_algos.min_prefix_weight(
+        logs([0.5, 0.3, 0.2, 0.8, 0.7]),
+        logs([0.2, 0.25, 0.4, 0.2, 0.7]),
+        prefix_mask=torch.tensor([mask], dtype=torch.int8),
+    )
+    assert_close(weight, numbers(expected))
+
+
+def slow_min_prefix_weight(log_probs, behavior, mask):
+    rows = []
+    for new, old, rows_mask in zip(log_probs.tolist(), behavior.tolist(), mask.tolist(), strict=True):
+        ratios = [math.exp(a - b) for a, b in zip(new, old, strict=True)]
+        before = [[r for r, m in zip(ratios[:i], rows_mask[:i], strict=True) if m] for i in range(len(ratios))]
+        rows.append([min(found) if found else 1.0 for found in before])
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+@st.composite
+def masked_pairs(draw):
+    """Two (batch, length) tensors of log-probs and any mask; what the mask leaves out is NaN in the second."""
+    batch, length = draw(st.integers(1, 3)), draw(st.integers(1, 8))
+
+    def matrix(values, dtype):
+        row = st.lists(values, min_size=length, max_size=length)
+        return torch.tensor(draw(st.lists(row, min_size=batch, max_size=batch)), dtype=dtype)
+
+    mask = matrix(st.booleans(), torch.bool)
+    current, behavior = (matrix(st.floats(-9, 0), torch.float64) for _ in range(2))
+    return current, behavior, mask
+
+
+@given(masked_pairs())
+def test_min_prefix_weight_is_what_a_loop_over_the_tokens_finds(pair):
+    current, behavior, mask = pair
+    poisoned = torch.where(mask, behavior, NAN)
+    found = core_algos.min_prefix_weight(current, poisoned, prefix_mask=mask)
+    assert_close(found, slow_min_prefix_weight(current, behavior, mask))
+
+
+def test_min_prefix_weight_is_detached_and_shows_a_nan_of_the_prefix():
+    log_probs = logs([0.5, 0.5, 0.5]).requires_grad_()
+    assert not core_algos.min_prefix_weight(
+        log_probs, logs([0.4, 0.4, 0.4]), prefix_mask=torch.tensor([[1, 1, 0]])
+    ).requires_grad
+    weight = core_algos.min_prefix_weight(log_probs, numbers([NAN, -1, -1]), prefix_mask=torch.tensor([[1, 1, 0]]))
+    assert weight[0, 0] == 1 and weight[0, 1:].isnan().all()
+
+
+# ---- the KL limit ----
+
+# k3 of ratio 2 is 1 - ln 2 = 0.307, of ratio 1 is 0
+
+
+@pytest.mark.parametrize(
+    ("mask", "limit", "cut"),
+    [
+        ([1, 1, 1, 1, 0], 0.31, [0, 0, 0, 0, 0]),  # means 0, 0.153, 0.204, 0.153
+        ([1, 1, 1, 1, 0], 0.20, [0, 0, 1, 1, 0]),  # over it at the third, and past it for good
+        ([1, 1, 1, 1, 0], 0.15, [0, 1, 1, 1, 0]),
+        ([0, 1, 1, 1, 0], 0.30, [0, 1, 1, 1, 0]),  # a segment's mean starts at the segment: 0.307, 0.307, 0.204
+        ([0, 0, 0, 1, 1], 0.15, [0, 0, 0, 0, 1]),  # means 0, 0.153
+        ([0, 0, 0, 0, 0], 1e-9, [0, 0, 0, 0, 0]),  # no prefix
+        ([1, 1, 1, 1, 1], 0.20, [0, 0, 1, 1, 1]),  # nothing but prefix
+    ],
+)
+def test_prefix_tokens_are_cut_from_where_the_running_mean_is_over_the_limit(mask, limit, cut):
+    past = core_algos.past_kl_limit(
+        logs([0.5, 0.5, 0.5, 0.5, 0.5]),
+        logs([0.5, 0.25, 0.25, 0.5, 0.25]),
+        prefix_mask=torch.tensor([mask], dtype=torch.int8),
+        max_kl=limit,
+    )
+    assert past.dtype == torch.bool and past.int().tolist() == [cut]
+
+
+def slow_past_kl_limit(current, behavior, mask, limit):
+    rows = []
+    for new, old, rows_mask in zip(current.tolist(), behavior.tolist(), mask.tolist(), strict=True):
+        total, count, over, row = 0.0, 0, False, []
+        for a, b, m in zip(new, old, rows_mask, strict=True):
+            if m:
+                total += math.expm1(a - b) - (a - b)
+                count += 1
+                over = over or total / count > limit
+            row.append(bool(m) and over)
+        rows.append(row)
+    return torch.tensor(rows)
+
+
+@given(masked_pairs(), st.floats(0.001, 5))
+def test_the_kl_limit_is_what_a_loop_over_the_tokens_finds(pair, limit):
+    current, behavior, mask = pair
+    poisoned = torch.where(mask, behavior, NAN)
+    found = core_algos.past_kl_limit(current, poisoned, prefix_mask=mask, max_kl=limit)
+    assert torch.equal(found, slow_past_kl_limit(current, behavior, mask, limit))
+
+
+@given(masked_pairs(), st.floats(0.001, 5), st.integers(1, 3))
+def test_rows_do_not_touch_each_other_and_padding_is_inert(pair, limit, more):
+    current, behavior, mask = pair
+    padded = [torch.nn.functional.pad(t, (0, more), value=v) for t, v in ((current, NAN), (behavior, NAN), (mask, 0))]
+    length = current.shape[1]
+    for function, extra in (
+        (core_algos.past_kl_limit, {"max_kl": limit}),
+        (core_algos.min_prefix_weight, {}),
+    ):
+        whole = function(current, behavior, prefix_mask=mask, **extra)
+        assert torch.equal(function(padded[0], padded[1], prefix_mask=padded[2], **extra)[:, :length], whole)
+        flipped = function(current.flip(0), behavior.flip(0), prefix_mask=mask.flip(0), **extra)
+        assert torch.equal(flipped, whole.flip(0))
 
 
 # ---- clipping ----

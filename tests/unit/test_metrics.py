@@ -185,6 +185,60 @@ def test_prompts_by_who_solved_them():
     }
 
 
+def test_prefix_kl_by_age_by_hand():
+    ln2 = math.log(2)
+    found = metrics.prefix_kl_by_age(step_batch())  # ages 5 - 3 and 5 - 1, ratios 2 and 2, and 0.5
+    assert {age: tokens for age, (_, tokens) in found.items()} == {2: 2, 4: 1}
+    assert found[2][0] == pytest.approx(1 - ln2, rel=1e-5) and found[4][0] == pytest.approx(ln2 - 0.5, rel=1e-5)
+
+
+def test_rows_of_one_age_are_taken_together():
+    ln2 = math.log(2)
+    found = metrics.prefix_kl_by_age(step_batch(policy_version=torch.tensor([3, -1, 3, -1])))
+    assert list(found) == [2] and found[2][1] == 3
+    assert found[2][0] == pytest.approx((2 * (1 - ln2) + (ln2 - 0.5)) / 3, rel=1e-5)
+
+
+def test_by_age_and_over_all_the_prefix_kl_is_the_same():
+    batch = step_batch()
+    by_age = metrics.prefix_kl_by_age(batch).values()
+    mean = sum(kl * n for kl, n in by_age) / sum(n for _, n in by_age)
+    assert mean == pytest.approx(step_metrics(batch)["soup/prefix_kl_k3"])
+
+
+@pytest.mark.parametrize("field", ["old_log_probs", "behavior_log_probs"])
+def test_prefix_kl_by_age_is_not_made_up(field):
+    assert metrics.prefix_kl_by_age(step_batch(**{field: None})) == {}
+
+
+def test_without_a_mixed_response_there_is_no_prefix_kl_by_age():
+    batch = step_batch(prefix_mask=torch.zeros(4, 4), policy_version=torch.full((4,), -1))
+    assert metrics.prefix_kl_by_age(batch) == {} and metrics.prefix_kl_metrics({}) == {}
+
+
+def test_historical_tokens_in_the_middle_and_at_the_end_are_the_ones_measured():
+    middle = torch.tensor([[0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    batch = step_batch(prefix_mask=middle, policy_version=torch.tensor([-1, 4, -1, -1]))
+    log_ratio = 0.07
+    assert metrics.prefix_kl_by_age(batch)[1] == (pytest.approx(math.expm1(log_ratio) - log_ratio, rel=1e-3), 1)
+    found = step_metrics(batch)
+    assert found["soup/prefix_tokens_total"] == 1 and found["soup/continuation_tokens_total"] == 2
+    assert found["soup/alignment_error_max"] == pytest.approx(math.log(2))  # rows 0 and 2 are on-policy now
+
+
+def test_ages_are_reported_by_powers_of_two():
+    by_age = {1: (0.5, 1), 2: (1.0, 3), 3: (2.0, 1), 4: (4.0, 1), 7: (6.0, 1), 8: (9.0, 2), 100: (3.0, 1)}
+    assert metrics.prefix_kl_metrics(by_age) == pytest.approx(
+        {
+            "soup/prefix_kl_k3_age_1_1": 0.5,
+            "soup/prefix_kl_k3_age_2_3": 1.25,  # (3 x 1 + 1 x 2) / 4 tokens
+            "soup/prefix_kl_k3_age_4_7": 5.0,
+            "soup/prefix_kl_k3_age_8_15": 9.0,
+            "soup/prefix_kl_k3_age_64_127": 3.0,
+        }
+    )
+
+
 def test_a_batch_without_history_leaves_prefix_metrics_out():
     metrics = step_metrics(step_batch(prefix_mask=torch.zeros(4, 4), policy_version=torch.full((4,), -1)))
     assert metrics["soup/mixed_responses_share"] == metrics["soup/prefix_tokens_share"] == 0

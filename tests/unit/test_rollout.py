@@ -1,42 +1,21 @@
 import asyncio
 
 import pytest
+import ray
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics
 from verl.workers.rollout.replica import TokenOutput
 
-from soup_verl.history import Prefix
-from soup_verl.rollout import ContinuingClient, MixedOutput, PendingGroups, SoupAgentLoopManager, cut_prefix
+from soup_verl.history import GroupPrefixes, Prefix, PromptPlan
+from soup_verl.mixing import PrefixRequest
+from soup_verl.rollout import ContinuingClient, MixedOutput, PendingGroups, SoupAgentLoopManager, token_key
 
-EOS, PAD = 2, 9
-
-
-def cut(*tokens, wanted):
-    log_probs = [-float(token) for token in tokens]
-    return cut_prefix(tokens, log_probs, wanted=wanted, eos_token_ids=frozenset({EOS, PAD}), policy_version=4)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "wanted", "kept"),
-    [
-        ((5, 6, 7), 3, (5, 6, 7)),
-        ((5, EOS, 7), 3, (5,)),
-        ((5, 6, PAD), 3, (5, 6)),
-        ((5, EOS, 7, PAD), 4, (5,)),
-        ((5, 6), 3, (5,)),  # stopped early by something that is no end token: it goes too
-        ((5, EOS), 3, (5,)),  # stopped early by an end token: only that goes
-    ],
-)
-def test_prefix_ends_before_what_stopped_the_engine(tokens, wanted, kept):
-    assert cut(*tokens, wanted=wanted) == Prefix(kept, tuple(-float(t) for t in kept), 4)
-
-
-@pytest.mark.parametrize("tokens", [(EOS,), (EOS, 5, 6), (5,), ()])
-def test_nothing_left_is_no_prefix(tokens):
-    assert cut(*tokens, wanted=3) is None
+GIVEN = Prefix((20, 21, 22), (-0.1, -0.2, -0.3), 4)
 
 
 class FakeClient:
     """An LLM client that notes its request and answers with two tokens."""
+
+    request = None
 
     def __init__(self, log_probs):
         self.log_probs = log_probs
@@ -46,9 +25,8 @@ class FakeClient:
         return TokenOutput(token_ids=[30, 31], log_probs=self.log_probs, extra_fields={"global_steps": 6})
 
 
-def continue_prefix(client, sampling_params):
-    prefix = Prefix((20, 21, 22), (-0.1, -0.2, -0.3), 4)
-    continuing = ContinuingClient(client, prefix, response_length=16)
+def continue_prefix(client, sampling_params, prefix=GIVEN):
+    continuing = ContinuingClient(client, prefix, response_length=16, version=6)
     return asyncio.run(
         continuing.generate("r", prompt_ids=[10, 11], sampling_params=sampling_params, priority=3, image_data=None)
     )
@@ -73,6 +51,17 @@ def test_the_caller_sees_one_response():
     assert output.extra_fields == {"global_steps": 6}
 
 
+def test_a_complete_response_is_handed_out_without_asking_the_engine():
+    client = FakeClient([])
+    complete = Prefix((20, 21, 2), (-0.1, -0.2, -0.3), 4, head=1, complete=True)
+    output = continue_prefix(client, {"max_tokens": 99}, complete)
+    assert client.request is None
+    assert output.token_ids == [20, 21, 2] and output.log_probs == [-0.1, -0.2, -0.3]
+    assert output.stop_reason == "completed"
+    versions = {"global_steps": 6, "min_global_steps": 6, "max_global_steps": 6}  # of the policy that is in training
+    assert output.extra_fields == versions
+
+
 def mixed_output(**fields):
     return MixedOutput(
         prompt_ids=[1],
@@ -84,9 +73,19 @@ def mixed_output(**fields):
     )
 
 
-@pytest.mark.parametrize(("length", "mask"), [(0, [0, 0, 0]), (2, [1, 1, 0]), (3, [1, 1, 1])])
-def test_a_mixed_output_marks_its_prefix(length, mask):
-    fields = mixed_output(prefix_length=length, policy_version=4).as_dict()
+@pytest.mark.parametrize(
+    ("start", "length", "mask"),
+    [
+        (0, 0, [0, 0, 0]),
+        (0, 2, [1, 1, 0]),
+        (0, 3, [1, 1, 1]),
+        (1, 1, [0, 1, 0]),  # in the middle
+        (1, 2, [0, 1, 1]),  # to the end
+        (2, 5, [0, 0, 1]),  # the response was cut
+    ],
+)
+def test_a_mixed_output_marks_its_historical_tokens(start, length, mask):
+    fields = mixed_output(prefix_start=start, prefix_length=length, policy_version=4).as_dict()
     assert fields["prefix_mask"].tolist() == mask and str(fields["prefix_mask"].dtype) == "torch.int8"
     assert fields["policy_version"].item() == 4 and fields["policy_version"].shape == ()
     assert fields["responses"].tolist() == [20, 21, 30]
@@ -95,35 +94,94 @@ def test_a_mixed_output_marks_its_prefix(length, mask):
 def test_an_onpolicy_output_has_the_same_fields_as_a_mixed_one():
     onpolicy = mixed_output().as_dict()
     assert onpolicy["prefix_mask"].tolist() == [0, 0, 0] and onpolicy["policy_version"].item() == -1
-    assert set(onpolicy) == set(mixed_output(prefix_length=2, policy_version=4).as_dict())
-    assert not {"prefix_length"} & set(onpolicy)
+    assert set(onpolicy) == set(mixed_output(prefix_start=1, prefix_length=2, policy_version=4).as_dict())
+    assert not {"prefix_start", "prefix_length"} & set(onpolicy)
+
+
+# ---- prompts and workers ----
+
+
+def test_a_token_key_is_the_index_and_a_hash_that_stays_the_same_for_ever():
+    assert token_key(7, [10, 11]) == "7:b71ba5fb265ccd91"
+    assert token_key(7, (10, 11)) == token_key(7, [10, 11])
+    assert len({token_key(7, [10, 11]), token_key(8, [10, 11]), token_key(7, [11, 10]), token_key(7, [10])}) == 4
+
+
+class FakeMethod:
+    """Stands in for a method of a Ray actor handle: `worker.method.remote(...)` notes its arguments."""
+
+    def __init__(self, answer=None):
+        self.requests = []
+        self._answer = answer
+
+    def remote(self, *args):
+        self.requests.append(args)
+        return self._answer(*args) if self._answer else len(self.requests)
 
 
 class FakeWorker:
-    """Stands in for a Ray actor handle: `worker.sample_prefixes.remote(...)` notes its arguments."""
-
     def __init__(self):
-        self.requests = []
-        self.sample_prefixes = self
-
-    def remote(self, step, raw_prompts, plan, start):
-        self.requests.append((step, raw_prompts, plan, start))
+        self.sample_prefixes = FakeMethod()
+        self.prompt_ids = FakeMethod(lambda prompts: [[ord(p)] for p in prompts])
 
 
-@pytest.mark.parametrize(
+def manager_of(workers):
+    manager = SoupAgentLoopManager.__new__(SoupAgentLoopManager)
+    manager.agent_loop_workers = [FakeWorker() for _ in range(workers)]
+    return manager
+
+
+SHARES = pytest.mark.parametrize(
     ("workers", "chunks"),
     [
         (1, [(0, "abcde")]),
         (2, [(0, "abc"), (3, "de")]),
         (3, [(0, "ab"), (2, "cd"), (4, "e")]),
+        (4, [(0, "ab"), (2, "cd"), (4, "e")]),
         (8, list(enumerate("abcde"))),
     ],
 )
-def test_prefix_requests_reach_the_workers_with_their_place_in_the_batch(workers, chunks):
-    manager = SoupAgentLoopManager.__new__(SoupAgentLoopManager)
-    manager.agent_loop_workers = [FakeWorker() for _ in range(workers)]
-    pending = manager.sample_prefixes(5, list("abcde"), list("ABCDE"), list("12345"))
-    requests = [request for worker in manager.agent_loop_workers for request in worker.requests]
-    assert [(start, "".join(prompts)) for _, prompts, _, start in requests] == chunks
-    assert "".join(p for _, _, plan, _ in requests for p in plan) == "12345"
+PLAN = [PromptPlan(name.upper(), (PrefixRequest(3, i + 1),)) for i, name in enumerate("abcde")]
+
+
+@SHARES
+@pytest.mark.parametrize("with_heads", [False, True])
+def test_prefix_requests_reach_the_workers_with_their_place_in_the_batch(workers, chunks, with_heads):
+    manager = manager_of(workers)
+    heads = [
+        GroupPrefixes(p.prompt_key, {3: GIVEN}) if i % 2 else GroupPrefixes(p.prompt_key, {})
+        for i, p in enumerate(PLAN)
+    ]
+    pending = manager.sample_prefixes(5, list("abcde"), PLAN, heads=heads if with_heads else None)
+    requests = [request for worker in manager.agent_loop_workers for request in worker.sample_prefixes.requests]
+    assert [(start, "".join(prompts)) for _, prompts, _, start, *_ in requests] == chunks
+    assert all(step == 5 and only_heads is False for step, *_, only_heads in requests)
+    assert [r for _, _, asked, *_ in requests for r in asked] == [p.requests for p in PLAN]
+    given = [head for *_, heads_, _ in requests for head in heads_]
+    assert given == ([h.by_session for h in heads] if with_heads else [{}] * 5)
     assert isinstance(pending, PendingGroups)
+
+
+def test_heads_are_asked_for_in_their_own_right():
+    manager = manager_of(1)
+    manager.sample_prefixes(5, list("abcde"), PLAN, only_heads=True)
+    assert manager.agent_loop_workers[0].sample_prefixes.requests[0][-1] is True
+
+
+@SHARES
+def test_prompt_ids_come_back_in_batch_order(workers, chunks, monkeypatch):
+    monkeypatch.setattr(ray, "get", lambda refs: refs)
+    manager = manager_of(workers)
+    assert manager.prompt_ids(list("abcde")) == [[97], [98], [99], [100], [101]]
+    asked = [args[0] for worker in manager.agent_loop_workers for args in worker.prompt_ids.requests]
+    assert ["".join(part) for part in asked] == [chunk for _, chunk in chunks]
+
+
+def test_pending_prefixes_come_back_in_batch_order_with_their_prompts(monkeypatch):
+    monkeypatch.setattr(ray, "get", lambda refs: refs)
+    pending = PendingGroups([[{1: GIVEN}, {}], [{2: GIVEN}]], ["A", "B", "C"])
+    assert pending.result() == [
+        GroupPrefixes("A", {1: GIVEN}),
+        GroupPrefixes("B", {}),
+        GroupPrefixes("C", {2: GIVEN}),
+    ]

@@ -1,18 +1,21 @@
 """The parts of the trainer that need no cluster; whole steps run in tests/e2e."""
 
+import json
+import logging
 from types import SimpleNamespace
 
 import pytest
 import torch
 from omegaconf import OmegaConf
-from tensordict import NonTensorData, NonTensorStack, TensorDict
+from torch.testing import assert_close
 
+from soup_verl import batch as batches
 from soup_verl import checkpoint, trainer
 from soup_verl.config import ConfigError, SoupConfig
-from soup_verl.prompt_stream import ReadAheadLoader
-from soup_verl.trainer import SessionsFailed, SoupTrainer, prompt_key
-
-CHAT = [{"role": "user", "content": "1+1?"}]
+from soup_verl.history import CollapseWatch
+from soup_verl.metrics import StepBatch
+from soup_verl.mixing import SolvedRates
+from soup_verl.trainer import SessionsFailed, SoupTrainer
 
 
 def bare_trainer(**attributes):
@@ -22,54 +25,7 @@ def bare_trainer(**attributes):
     return instance
 
 
-def test_prompt_key_is_the_same_in_every_process_and_for_any_order_of_keys():
-    assert prompt_key(CHAT) == "f9321022f2fcaa8f"
-    assert prompt_key([{"content": "1+1?", "role": "user"}]) == prompt_key(CHAT)
-
-
-@pytest.mark.parametrize(
-    "other",
-    [[{"role": "user", "content": "1+2?"}], [{"role": "system", "content": "1+1?"}], CHAT * 2, []],
-)
-def test_prompt_key_tells_prompts_apart(other):
-    assert prompt_key(other) != prompt_key(CHAT)
-
-
-def test_only_the_last_output_of_a_session_counts():
-    keys = ["u_0_0", "u_0_1", "u_1_0", "v_0_10", "v_0_9"]
-    assert SoupTrainer._counted_rows(SimpleNamespace(keys=keys)).tolist() == [False, True, True, True, False]
-
-
-def test_non_tensor_fields_come_back_one_a_row():
-    batch = TensorDict({"x": torch.zeros(2)}, batch_size=2)
-    batch["raw"] = NonTensorStack(NonTensorData("a"), NonTensorData("b"))
-    assert trainer._items(batch["raw"]) == ["a", "b"]
-
-
-class Batches:
-    """A data loader over batches of one prompt each, numbered."""
-
-    def __iter__(self):
-        return iter({"raw_prompt": [i]} for i in range(8))
-
-    def __len__(self):
-        return 8
-
-    def state_dict(self):
-        return {}
-
-
-@pytest.mark.parametrize(
-    ("train_batch_size", "gen_batch_size", "step", "prompts"),
-    [(1, None, 2, [1]), (1, None, 5, [4]), (2, 1, 2, [2, 3]), (2, 1, 5, [0, 1])],  # an epoch has 8 batches
-)
-def test_prompts_of_a_step_to_come_when_step_1_was_fetched(train_batch_size, gen_batch_size, step, prompts):
-    loader = ReadAheadLoader(Batches())
-    for _ in range(train_batch_size):
-        next(loader)
-    config = OmegaConf.create({"data": {"train_batch_size": train_batch_size, "gen_batch_size": gen_batch_size}})
-    instance = bare_trainer(config=config, train_dataloader=loader, _fetched_step=1)
-    assert instance._prompts_of(step) == prompts
+# ---- resuming ----
 
 
 def resuming_trainer(folder, **settings):
@@ -142,41 +98,200 @@ def test_an_error_with_no_failed_session_is_left_alone():
         raise RuntimeError("empty")
 
 
-class NotingGroup:
-    """Stands in for a worker group or checkpoint manager: notes the calls."""
-
-    def __init__(self, name, calls):
-        self._name, self._calls = name, calls
-
-    def __getattr__(self, method):
-        return lambda *args: self._calls.append((method, *args))
+# ---- what the settings make ----
 
 
-def test_a_borrowed_policy_is_in_the_engine_inside_the_block_and_the_actor_has_its_own_back_after():
-    calls = []
-    instance = bare_trainer(
-        actor_rollout_wg=NotingGroup("actor", calls), checkpoint_manager=NotingGroup("engine", calls)
+def planning_trainer(**section):
+    config = {"actor_rollout_ref": {"rollout": {"n": 4, "response_length": 16}}}
+    return bare_trainer(_soup=SoupConfig.parse(section), config=OmegaConf.create(config), global_steps=1)
+
+
+def test_the_plan_has_the_settings_numbers():
+    planner = planning_trainer(
+        seed=3,
+        mixed_fraction=0.75,
+        lookahead={"age": [2, 8]},
+        prefix_length={"low": 2, "high": 5},
+    )._build_planner(last_step=10)
+    assert (planner.seed, planner.n, planner.low, planner.ages) == (3, 4, 2, (2, 8))
+    assert (planner.in_shares, planner.position) == (False, "prefix")
+    assert [planner.mixed_fraction.at(s) for s in (1, 10)] == [0.75] * 2
+    assert [planner.longest(s) for s in (1, 10)] == [5, 5]
+
+
+def test_schedules_end_with_the_run_or_where_they_say():
+    planner = planning_trainer(
+        mixed_fraction=1.0,
+        mixed_fraction_schedule={"shape": "linear", "final": 0.0},
+        prefix_length={"high": 9, "schedule": {"shape": "linear", "final": 1, "steps": 5}},
+    )._build_planner(last_step=11)
+    assert [planner.mixed_fraction.at(s) for s in (1, 6, 11)] == pytest.approx([1, 0.5, 0])
+    assert [planner.longest(s) for s in (1, 2, 3, 5, 11)] == [9, 7, 5, 1, 1]
+
+
+def test_shares_and_positions_reach_the_plan():
+    shares = {"unit": "share", "low": 0.25}
+    planner = planning_trainer(source="replay", prefix_length=shares)._build_planner(last_step=10)
+    assert (planner.in_shares, planner.low, planner.longest(1), planner.ages) == (True, 0.25, 1.0, (0,))
+    planner = planning_trainer(source="snapshot", position="suffix")._build_planner(last_step=10)
+    assert (planner.position, planner.ages, planner.longest(1)) == ("suffix", (0,), 8)
+    assert all(r.to_the_end and r.head > 0 for r in planner.plan_prompt(step=1, position=0))
+
+
+def test_the_settings_in_force_are_reported():
+    instance = planning_trainer(
+        mixed_fraction=0.0,
+        mixed_fraction_schedule={"shape": "linear", "final": 1.0, "steps": 3},
+        prefix_length={"high": 6},
     )
-    with instance.borrowed_policy(2):
-        calls.append("sample")
-    assert calls == [
-        ("save_model_to_cpu", "current"),
-        ("restore_model_from_cpu", 2),
-        ("update_weights", 2),
-        "sample",
-        ("sleep_replicas",),
-        ("restore_model_from_cpu", "current"),
-        ("clear_cpu_model", "current"),
-    ]
+    instance._planner, instance.global_steps = instance._build_planner(last_step=10), 2
+    assert instance._settings_of_step() == {"soup/mixed_fraction": 0.5, "soup/prefix_length_limit": 6.0}
 
 
-def mixing_trainer(source, **config):
+# ---- what a batch says about the history ----
+
+
+class NotingSource:
+    """Notes what it is told."""
+
+    def __init__(self, *, wants_responses=False, decodes_prefixes=True):
+        self.wants_responses, self.decodes_prefixes = wants_responses, decodes_prefixes
+        self.kl, self.responses = [], []
+
+    def observe_kl(self, kl_by_age, *, collapsed):
+        self.kl.append((dict(kl_by_age), collapsed))
+
+    def observe_responses(self, responses):
+        self.responses.append(responses)
+
+    def metrics(self):
+        return {"soup/of_the_source": 1.0}
+
+
+# One prompt: a prefix of two tokens of version 3 and one of the current policy's; an on-policy response; padding.
+BATCH = StepBatch(
+    uids=["u", "u"],
+    response_mask=torch.tensor([[1, 1, 1], [1, 1, 0]]),
+    prefix_mask=torch.tensor([[1, 1, 0], [0, 0, 0]]),
+    policy_version=torch.tensor([3, -1]),
+    current_version=5,
+    behavior_log_probs=torch.tensor([[0.25, 0.5, 0.5], [0.5, 0.5, 9]]).log(),
+    old_log_probs=torch.tensor([[0.5, 0.5, 0.5], [0.5, 0.5, 9]]).log(),
+    entropy=None,
+    rewards=torch.tensor([1.0, 0.0]),
+    solved=torch.tensor([True, False]),
+    answers=None,
+)
+ROWS = SimpleNamespace(
+    real_rows=[0, 1],
+    response_mask=torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0]]),
+    prefix_mask=torch.tensor([[1, 1, 0], [0, 0, 0], [0, 0, 0]]),
+)
+KL = (1 - 0.6931472) / 2  # ratios 2 and 1
+
+
+def observing_trainer(noting, *, when="always", min_prefix_kl=None, patience=1, **section):
+    kl_control = {"min_prefix_kl": min_prefix_kl, "patience": patience}
+    instance = planning_trainer(when=when, kl_control=kl_control, **section)
+    instance._planner = instance._build_planner(last_step=10)
+    instance._source, instance._solved = noting, SolvedRates(when)
+    instance._collapse = CollapseWatch(min_prefix_kl, patience)
+    instance._key_of_uid, instance.global_steps = {"u": "the prompt"}, 6
+    return instance
+
+
+def test_the_source_is_told_the_prefix_kl_by_age():
+    source = NotingSource()
+    metrics = observing_trainer(source)._observe("batch", ROWS, BATCH)
+    ((told, collapsed),) = source.kl
+    assert told == {2: pytest.approx(KL, rel=1e-5)} and collapsed is False
+    assert metrics["soup/prefix_kl_k3_age_2_3"] == pytest.approx(KL, rel=1e-5)
+    assert metrics["soup/of_the_source"] == 1.0 and metrics["soup/mixed_fraction"] == 0.5
+    assert source.responses == []
+
+
+@pytest.mark.parametrize(("decodes_prefixes", "tokens"), [(True, 5), (False, 3)])
+def test_replayed_tokens_are_not_counted_as_decoded(decodes_prefixes, tokens):
+    source = NotingSource(decodes_prefixes=decodes_prefixes)
+    metrics = observing_trainer(source)._observe("batch", ROWS, BATCH)
+    assert metrics["soup/decode_tokens_total"] == tokens
+
+
+def test_the_gate_learns_the_solved_rate_of_the_prompt():
+    instance = observing_trainer(NotingSource(), when="unsolved")
+    instance._observe("batch", ROWS, BATCH)
+    assert instance._solved.rates == {"the prompt": 0.5}
+
+
+@pytest.mark.parametrize("behavior_log_probs", ["rollout", "actor"])
+def test_a_source_that_stores_responses_gets_them(monkeypatch, behavior_log_probs):
+    asked = {}
+    monkeypatch.setattr(batches, "policy_responses", lambda *args, **kwargs: asked.update(kwargs) or ["responses"])
+    source = NotingSource(wants_responses=True)
+    observing_trainer(source, behavior_log_probs=behavior_log_probs)._observe("batch", ROWS, BATCH)
+    assert source.responses == [["responses"]]
+    from_actor = behavior_log_probs == "actor"
+    assert asked == {"current_version": 5, "response_length": 16, "from_actor": from_actor}
+
+
+def test_a_collapse_is_told_reported_and_warned_of_once(caplog):
+    source = NotingSource()
+    instance = observing_trainer(source, min_prefix_kl=0.5, patience=2, source="snapshot")
+    with caplog.at_level(logging.WARNING):
+        steps = [instance._observe("batch", ROWS, BATCH)["soup/prefix_kl_low_steps"] for _ in range(3)]
+    assert steps == [1.0, 2.0, 3.0] and [collapsed for _, collapsed in source.kl] == [False, True, True]
+    (record,) = caplog.records
+    assert "soup.kl_control.min_prefix_kl=0.5 for 2 steps" in record.getMessage()
+    assert "the oldest kept policy serves" in record.getMessage()
+
+
+def test_a_step_without_prefixes_says_nothing_about_a_collapse():
+    source = NotingSource()
+    instance = observing_trainer(source, min_prefix_kl=0.5, patience=2)
+    onpolicy = StepBatch(**{**vars(BATCH), "prefix_mask": torch.zeros(2, 3), "policy_version": torch.tensor([-1, -1])})
+    for batch in (BATCH, onpolicy, BATCH):
+        instance._observe("batch", ROWS, batch)
+    assert [collapsed for _, collapsed in source.kl] == [False, False, True]
+    assert source.kl[1][0] == {}
+
+
+# ---- prefix tokens ----
+
+
+@pytest.mark.parametrize(
+    ("limit", "cut", "share"),
+    # k3 is 1 - ln 2 = 0.307 on the first prefix token and 0 on the second: running means 0.307 and 0.153
+    [(None, None, None), (0.5, [0, 0, 0], 0.0), (0.2, [1, 1, 0], 1.0)],
+)
+def test_tokens_past_the_kl_limit_are_handed_on_and_counted(monkeypatch, limit, cut, share):
+    seen = {}
+    monkeypatch.setattr(batches, "write_prefix_fields", lambda *args, untrained: seen.update(untrained=untrained))
+    data = SimpleNamespace(
+        old_log_probs=BATCH.old_log_probs[:1],
+        behavior_log_probs=BATCH.behavior_log_probs[:1],
+        prefix_mask=BATCH.prefix_mask[:1],
+    )
+    metrics = {}
+    section = {"kl_control": {"max_prefix_kl": limit}, "prefix_objective": "decoupled", "decoupled_weight_cap": 1.5}
+    weight = planning_trainer(**section)._prepare_prefix_tokens("batch", data, metrics)
+    assert_close(weight[:, :2], torch.tensor([[1.5, 1.0]]))
+    assert seen["untrained"] is None if cut is None else seen["untrained"].int().tolist() == [cut]
+    assert metrics == ({} if share is None else {"soup/prefix_tokens_cut_share": share})
+
+
+# ---- the history on disk ----
+
+
+def mixing_trainer(source, soup=None, **config):
     return bare_trainer(
-        _soup=SoupConfig(),
+        _soup=soup or SoupConfig(),
         _source=source,
+        _solved=SolvedRates("unsolved"),
+        _collapse=CollapseWatch(0.1, 5),
+        global_steps=4,
         config=OmegaConf.create(
             {
-                "actor_rollout_ref": {"rollout": {"n": 4}},
+                "actor_rollout_ref": {"rollout": {"n": 4}, "actor": {}},
                 "data": {"train_batch_size": 8},
                 "trainer": {"resume_mode": "auto", "resume_from_path": None, **config},
             }
@@ -184,18 +299,70 @@ def mixing_trainer(source, **config):
     )
 
 
-def test_a_history_made_with_other_settings_is_refused(tmp_path, monkeypatch):
-    loaded = []
-    instance = mixing_trainer(SimpleNamespace(load=loaded.append), default_local_dir=str(tmp_path))
+class FileSource:
+    """Writes one file and notes the folder it is asked to load from."""
+
+    def __init__(self):
+        self.loaded = []
+
+    def save(self, folder):
+        (folder / "history.txt").write_text("history")
+
+    def load(self, folder):
+        assert (folder / "history.txt").read_text() == "history"
+        self.loaded.append(folder)
+
+
+@pytest.fixture
+def saved(tmp_path, monkeypatch):
+    """A checkpoint of step 4 behind two steps of low prefix KL and one prompt's solved rate."""
     monkeypatch.setattr(trainer.PPOTrainerSync, "_load_checkpoint", lambda self: None)
+    monkeypatch.setattr(trainer.PPOTrainerSync, "_save_checkpoint", lambda self: None)
     folder = tmp_path / "global_step_4"
     folder.mkdir()
-    settings = instance._history_settings()
-    state = {"step": 4, "settings": settings}
-    checkpoint.write(folder, state=state, write_history=lambda _: None, include_verl=True)
-    instance._load_checkpoint()
-    assert loaded == [folder / "soup"]
+    first = mixing_trainer(FileSource(), default_local_dir=str(tmp_path))
+    first._collapse.low_steps = 2
+    first._solved.record("p", 0.25)
+    first._save_checkpoint()
+    return folder
 
-    instance._soup = SoupConfig(seed=1)
-    with pytest.raises(ConfigError, match=r"soup.seed=1: expected 0, as in .*global_step_4"):
-        instance._load_checkpoint()
+
+def test_what_the_next_step_depends_on_comes_back(saved):
+    second = mixing_trainer(FileSource(), default_local_dir=str(saved.parent))
+    second._load_checkpoint()
+    assert second._source.loaded == [saved / "soup"]
+    assert second._collapse.low_steps == 2 and second._solved.rates == {"p": 0.25}
+    assert json.loads((saved / "soup" / "solved_rates.json").read_text()) == {"p": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"seed": 1}, r"soup.seed=1: expected 0, as in .*global_step_4"),
+        ({"lookahead": {"age": [2, 8]}}, r"soup.lookahead.age=\[2, 8\]: expected \[4\]"),
+        ({"when": "unsolved"}, r"soup.when='unsolved': expected 'always'"),
+        ({"source": "replay"}, r"soup.source='replay': expected 'lookahead'"),
+        ({"mixed_fraction": 0.25}, r"soup.mixed_fraction=0.25: expected 0.5"),
+        ({"prefix_length": {"high": 4}}, r"soup.prefix_length=.*'high': 4"),
+        ({"prefix_length": {"schedule": {"shape": "linear", "final": 2}}}, r"soup.prefix_length=.*'linear'"),
+    ],
+)
+def test_a_history_made_with_other_settings_is_refused(saved, section, message):
+    second = mixing_trainer(FileSource(), SoupConfig.parse(section), default_local_dir=str(saved.parent))
+    with pytest.raises(ConfigError, match=message):
+        second._load_checkpoint()
+    assert second._source.loaded == []
+
+
+@pytest.mark.parametrize("section", [{"lookahead": {"age": [4]}}, {"snapshot": {"capacity": 2}}, {"baseline": "split"}])
+def test_settings_that_the_history_does_not_depend_on_may_change(saved, section):
+    second = mixing_trainer(FileSource(), SoupConfig.parse(section), default_local_dir=str(saved.parent))
+    second._load_checkpoint()
+    assert second._source.loaded == [saved / "soup"]
+
+
+def test_a_checkpoint_of_a_run_without_history_holds_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer.PPOTrainerSync, "_save_checkpoint", lambda self: None)
+    (tmp_path / "global_step_4").mkdir()
+    mixing_trainer(None, default_local_dir=str(tmp_path))._save_checkpoint()
+    assert not (tmp_path / "global_step_4" / "soup" / "solved_rates.json").exists()

@@ -3,27 +3,75 @@ from contextlib import contextmanager
 
 import pytest
 
-from soup_verl.history import GroupPrefixes, Prefix
+from soup_verl.history import GroupPrefixes, Prefix, PromptPlan
+from soup_verl.mixing import PrefixRequest
 
 
 class FakeEngine:
-    """A policy engine that notes what is asked of it. `held` is the version the rollout engine holds, None when it
-    holds nothing; a policy's weights are the version they were kept from; steps in `unwanted` mix nothing."""
+    """A policy engine that notes what is asked of it.
 
-    def __init__(self):
+    Every batch has two prompts with two mixed responses each; session 1 of the first takes the first of `ages`, the
+    next one the second and so on, as the planner has it. `held` is the version the rollout engine holds, None when it
+    holds nothing; `actor` the one the actor holds. A policy's weights are the version they were kept from. Steps in
+    `unwanted` mix nothing.
+    """
+
+    def __init__(self, ages=(0,)):
+        self.ages = ages
         self.calls = []
         self.held = None
         self.actor = 0
         self.kept = {}
         self.unwanted = set()
 
+    # ---- the plan ----
+
     def wants_prefixes(self, step):
         return step not in self.unwanted
 
-    def sample_prefixes(self, step):
+    def plan(self, step):
+        return [
+            PromptPlan(
+                f"prompt {i} of {step}",
+                tuple(PrefixRequest(1 + rank, 2, age=self.ages[(i + rank) % len(self.ages)]) for rank in range(2)),
+            )
+            for i in range(2)
+        ]
+
+    # ---- sampling ----
+
+    def sample_heads(self, step):
+        assert self.held is not None, "asked for heads while the rollout engine holds no weights"
+        self.calls.append(("heads", step, self.held))
+        return Pending(self, [self._heads(plan) for plan in self.plan(step)])
+
+    def _heads(self, plan):
+        return GroupPrefixes(plan.prompt_key, {r.session: Prefix((9,), (-0.75,), -1, head=1) for r in plan.requests})
+
+    def sample_prefixes(self, step, *, ages=None, heads=None):
         assert self.held is not None, "asked for prefixes while the rollout engine holds no weights"
-        self.calls.append(("sample", step, self.held))
-        return Pending(self, [GroupPrefixes(f"prompt of {step}", {1: Prefix((step, 7), (-0.5, -0.25), self.held)})])
+        asked = () if ages is None else (tuple(sorted(ages)),)
+        self.calls.append(("sample", step, self.held, *asked))
+        groups = []
+        for i, plan in enumerate(self.plan(step)):
+            given = heads[i].by_session if heads else {}
+            wanted = [r.session for r in plan.requests if ages is None or r.age in ages]
+            groups.append(GroupPrefixes(plan.prompt_key, {s: self._prefix(step, given.get(s)) for s in wanted}))
+        return Pending(self, groups)
+
+    def _prefix(self, step, head):
+        ids, log_probs = (head.token_ids, head.log_probs) if head else ((), ())
+        return Prefix((*ids, step, 7), (*log_probs, -0.5, -0.25), self.held, head=len(ids))
+
+    def rescored(self, step, groups):
+        assert self.held is None, "the rollout engine must be asleep"
+        self.calls.append(("rescore", step, self.actor))
+        assert all(p.policy_version == self.actor for g in groups for p in g.by_session.values()), (
+            "only the policy that sampled a prefix can score it"
+        )
+        return groups
+
+    # ---- weights ----
 
     def keep_policy(self, version):
         assert self.actor == version, "only the actor's present weights can be kept"
@@ -35,12 +83,20 @@ class FakeEngine:
         del self.kept[version]
 
     @contextmanager
-    def borrowed_policy(self, version):
-        assert self.held is None, "the rollout engine must have given its weights back"
-        self.calls.append(("borrow", version))
-        self.held = self.kept[version]
+    def actor_holding(self, version):
+        self.calls.append(("hold", version))
+        own, self.actor = self.actor, self.kept[version]
         yield
-        self.calls.append(("return", version))
+        self.actor = own
+        self.calls.append(("back", own))
+
+    @contextmanager
+    def rollout_awake(self, version):
+        assert self.held is None, "the rollout engine must have given its weights back"
+        assert self.actor == version, "the rollout engine takes the actor's weights"
+        self.calls.append(("awake", version))
+        self.held = version
+        yield
         self.held = None
 
     def save_policies(self, folder, versions):
@@ -60,16 +116,23 @@ class Pending:
         return self._groups
 
 
-def run_steps(source, engine, first, last, *, save_at=None, folder=None):
+def run_steps(source, engine, first, last, *, save_at=None, folder=None, before_update=None):
     """Steps `first`..`last` in the order of `SoupTrainer`; returns step -> what was handed over. A checkpoint of step
-    `save_at` is written between its update and `after_update`, as verl does."""
+    `save_at` is written between its update and `after_update`, as verl does. `before_update(step)` stands in for what
+    the trainer tells the source about the batch."""
+    if first == 1:
+        source.before_first_step(1)
     handed = {}
     for step in range(first, last + 1):
         engine.held = step - 1
         handed[step] = source.prefixes(step)
         source.after_submit(step)
         source.before_sleep()
-        engine.held, engine.actor = None, step
+        engine.held = None
+        if before_update:
+            before_update(step)
+        source.before_update(step)
+        engine.actor = step
         if step == save_at:
             source.save(folder)
         source.after_update(step)
@@ -80,6 +143,7 @@ def resume(source, engine, after, folder):
     """As `SoupTrainer` resumes behind step `after`."""
     engine.actor = after
     source.load(folder)
+    source.before_first_step(after + 1)
     source.after_update(after)
 
 

@@ -1,26 +1,70 @@
-from soup_verl.config import SoupConfig
-from soup_verl.history import LookaheadSource, SnapshotSource, build_source
+import pytest
+
+from soup_verl.config import SOURCES, SoupConfig
+from soup_verl.history import LookaheadSource, ReplaySource, SnapshotSource, build_source
 
 
-def test_the_setting_chooses_the_source_and_its_numbers_arrive(engine, fake_run):
-    soup = SoupConfig.parse({"lookahead": {"age": 3}})
-    source = build_source(soup, engine, last_step=5)
-    assert isinstance(source, LookaheadSource)
-    fake_run.steps(source, engine, 1, 5)
-    assert engine.calls == [("sample", 4, 0), ("sample", 5, 1)]
+def build(engine, *, last_step=5, **section):
+    return build_source(SoupConfig.parse(section), engine, response_length=16, last_step=last_step)
+
+
+def samples(engine):
+    return [call for call in engine.calls if call[0] == "sample"]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_source_can_be_built(engine, source):
+    expected = {"lookahead": LookaheadSource, "snapshot": SnapshotSource, "replay": ReplaySource}
+    assert isinstance(build(engine, source=source), expected[source])
+
+
+def test_lookahead_settings_arrive(fake_run):
+    engine = fake_run.Engine((3, 1))
+    source = build(engine, lookahead={"age": [3, 1]}, last_step=4, warm_start=True)
+    fake_run.steps(source, engine, 1, 4)
+    assert samples(engine) == [
+        ("sample", 4, 0, (3,)),
+        ("sample", 2, 0, (1,)),
+        ("sample", 2, 0, (3,)),  # warm start
+        ("sample", 3, 0, (3,)),
+        ("sample", 3, 1, (1,)),
+        ("sample", 4, 2, (1,)),
+    ]
 
 
 def test_snapshot_settings_arrive(engine, fake_run):
-    soup = SoupConfig.parse({"source": "snapshot", "snapshot": {"every": 2, "capacity": 1, "choice": "latest"}})
-    source = build_source(soup, engine, last_step=5)
-    assert isinstance(source, SnapshotSource)
+    snapshot = {"every": 2, "capacity": 1, "choice": "latest"}
+    source = build(engine, source="snapshot", snapshot=snapshot, warm_start=True)
     fake_run.steps(source, engine, 1, 5)
-    assert [call for call in engine.calls if call[0] != "return"] == [
+    assert [call for call in engine.calls if call[0] in ("keep", "drop", "sample")] == [
+        ("keep", 0),
+        ("sample", 2, 0),
+        ("sample", 3, 0),
         ("keep", 2),
-        ("borrow", 2),
+        ("drop", 0),
         ("sample", 4, 2),
-        ("borrow", 2),
         ("sample", 5, 2),
         ("keep", 4),
         ("drop", 2),
     ]
+
+
+@pytest.mark.parametrize(("position", "heads"), [("prefix", 0), ("middle", 3), ("suffix", 3)])
+def test_heads_are_sampled_first_where_the_historical_tokens_do_not_come_first(engine, fake_run, position, heads):
+    fake_run.steps(build(engine, source="snapshot", position=position), engine, 1, 5)
+    assert [call[0] for call in engine.calls].count("heads") == heads
+
+
+def test_the_target_of_auto_arrives(engine, fake_run):
+    source = build(engine, source="snapshot", snapshot={"choice": "auto"}, kl_control={"target_kl": 0.3})
+    told = {age: 0.1 * age for age in range(1, 5)}
+    fake_run.steps(source, engine, 1, 5, before_update=lambda step: source.observe_kl(told, collapsed=False))
+    assert samples(engine)[-1] == ("sample", 5, 1)  # at version 4, version 1 is 3 steps old
+
+
+def test_replay_settings_arrive(engine):
+    settings = {"capacity_tokens": 5000, "per_prompt": 1, "max_policy_age": 2, "choice": "latest"}
+    source = build(engine, source="replay", replay=settings)
+    assert source.store.stats()["bytes_bound"] == 8 * 5000
+    assert source._settings.choice == "latest" and source._response_length == 16
+    assert source._limits() == {"capacity_tokens": 5000, "per_prompt": 1, "max_policy_age": 2}

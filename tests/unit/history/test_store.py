@@ -15,7 +15,9 @@ prefixes = st.lists(st.tuples(st.integers(0, 2**31 - 1), st.floats(-100, 0, widt
         Prefix,
         st.just(tuple(t for t, _ in tokens)),
         st.just(tuple(p for _, p in tokens)),
-        st.integers(0, 10**6),
+        st.integers(-1, 10**6),
+        head=st.integers(0, len(tokens)),
+        complete=st.booleans(),
     )
 )
 groups = st.builds(GroupPrefixes, st.text(max_size=8), st.dictionaries(st.integers(0, 15), prefixes, max_size=3))
@@ -51,6 +53,14 @@ def test_prompts_without_prefixes_keep_their_place(tmp_path):
     assert read_prefixes(tmp_path / "p.parquet") == by_step
 
 
+def test_heads_and_complete_responses_come_back(tmp_path):
+    by_step = {2: [group("a", s0=Prefix((5, 6, 7), (-0.5, -0.25, -1.0), 2, head=1, complete=True), s1=PREFIX)]}
+    write_prefixes(tmp_path / "p.parquet", by_step)
+    assert read_prefixes(tmp_path / "p.parquet") == by_step
+    columns = pq.read_table(tmp_path / "p.parquet", columns=["head", "complete"]).to_pydict()
+    assert columns == {"head": [1, 0], "complete": [True, False]}
+
+
 def test_nothing_pending_is_an_empty_file_of_prefixes(tmp_path):
     write_prefixes(tmp_path / "p.parquet", {})
     assert read_prefixes(tmp_path / "p.parquet") == {}
@@ -75,9 +85,3 @@ def test_a_parquet_file_of_something_else_is_refused_by_its_path(tmp_path):
     pq.write_table(pa.table({"prompt": ["a", "b"]}), path)
     with pytest.raises(ValueError, match=str(path)):
         read_prefixes(path)
-
-
-@pytest.mark.parametrize(("tokens", "log_probs"), [((), ()), ((1, 2), (-1.0,))])
-def test_a_prefix_has_tokens_and_a_log_prob_for_each(tokens, log_probs):
-    with pytest.raises(AssertionError):
-        Prefix(tokens, log_probs, 0)
