@@ -21,7 +21,7 @@ VERL = "0.9.1"
 VERL_RUNTIME = ["ray[default]==2.60.0", "tensordict==0.10.0", "TransferQueue==0.1.11", "math-verify==0.9.0"]
 
 # What the examples need beyond training itself.
-EXAMPLES = ["matplotlib==3.11.2", "reasoning-gym==0.1.25", "rich==15.0.0"]
+EXAMPLES = ["gguf==0.19.0", "matplotlib==3.11.2", "reasoning-gym==0.1.25", "rich==15.0.0"]
 
 setup(
     name="soup-verl",

@@ -88,7 +88,7 @@ ROLLOUT=(
   actor_rollout_ref.rollout.val_kwargs.temperature="$TEMPERATURE"
   actor_rollout_ref.rollout.val_kwargs.do_sample=true
 )
-REWARD=(reward.custom_reward_function.path=soup_verl/reward.py)
+REWARD=(reward.custom_reward_function.path=pkg://soup_verl.reward)
 TRAINER=(
   hydra.run.dir="$OUT/$METHOD/hydra"
   trainer.project_name=smollm2_135m
