@@ -255,6 +255,7 @@ class SoupConfig:
     baseline: str = "shared"
     seed: int = 0
     sampling_seed: int | None = None
+    preflight_only: bool = False
 
     def __post_init__(self) -> None:
         _require_share("soup.mixed_fraction", self.mixed_fraction)

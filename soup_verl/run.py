@@ -1,4 +1,5 @@
-"""From a composed configuration to a finished run: checks first, then verl's `run_ppo` with our trainer registered."""
+"""From a composed configuration to a finished run: checks and preflight first, then verl's `run_ppo` with our trainer
+registered."""
 
 from __future__ import annotations
 
@@ -12,13 +13,15 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from soup_verl import preflight
 from soup_verl.config import ConfigError, SoupConfig
 from soup_verl.run_rules import check_run
 
 
 def run(config: DictConfig) -> None:
-    """Check `config`, start Ray, train; a failure becomes one line on stderr and exit code 1.
+    """Check `config`, report on it, start Ray, train; a failure becomes one line on stderr and exit code 1.
 
+    With `soup.preflight_only` it ends after the report.
     The full traceback goes to `error.txt` in `trainer.default_local_dir`.
     """
     if config.trainer.device == "cpu":
@@ -27,14 +30,16 @@ def run(config: DictConfig) -> None:
         cpu.enable()
     try:
         check(config)
-        _train(config)
+        preflight.start(config)
+        if not config.soup.preflight_only:
+            _train(config)
     except Exception as error:
         _report(error, config)
         sys.exit(1)
 
 
 def check(config: DictConfig) -> None:
-    """Everything that can be known to be wrong before Ray starts.
+    """What must hold before preflight can look at anything: settings in range, and files that exist.
 
     Raises:
         ConfigError: names the key, the value, what is expected and what to do.
@@ -45,11 +50,6 @@ def check(config: DictConfig) -> None:
     for key in ("train_files", "val_files"):
         check_data_files(f"data.{key}", plain["data"][key], plain["data"].get("prompt_key", "prompt"))
     check_reward_path(plain["reward"]["custom_reward_function"]["path"])
-
-    from verl.trainer.ppo.utils import need_critic, need_reference_policy
-    from verl.utils.config import validate_config
-
-    validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
 
 
 def check_reward_path(path: str | None) -> None:

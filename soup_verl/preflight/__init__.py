@@ -1,0 +1,72 @@
+"""Preflight: what a run needs against what there is, in seconds and without touching weights, before Ray starts.
+
+start                 writes config.yaml and run.json, shows the report, refuses what is certain to fail
+  look_at_model       configuration, parameter count, tokenizer, chat template      -> model.py
+  look_at_data        columns, rows, rendered prompts, steps                        -> data.py
+  report              those two, and versions, GPUs, batches, tokens, memory, disk  -> provenance, layout, memory
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from soup_verl.preflight.data import Data, look_at_data
+from soup_verl.preflight.hardware import Hardware
+from soup_verl.preflight.layout import batch_findings, gpu_findings, token_findings, verl_findings
+from soup_verl.preflight.memory import disk_findings, memory_findings
+from soup_verl.preflight.model import Model, look_at_model
+from soup_verl.preflight.provenance import version_findings, write_run
+from soup_verl.preflight.report import Report
+from soup_verl.preflight.run_settings import RunSettings
+
+__all__ = ["Data", "Hardware", "Model", "Report", "look_at_data", "look_at_model", "preflight", "report", "start"]
+
+
+def start(config: DictConfig) -> None:
+    """Preflight of a run on this machine, on stdout and in `trainer.default_local_dir`.
+
+    Raises:
+        ValueError: something is certain to fail; names the key.
+    """
+    folder = Path(config.trainer.default_local_dir)
+    write_run(config, folder)
+    found = preflight(config, Hardware.detect(folder))
+    found.write(folder)
+    found.show()
+    found.raise_if_refused()
+
+
+def preflight(config: DictConfig, hardware: Hardware) -> Report:
+    """Look at the files that `config` names, and compare the run with `hardware`."""
+    started = time.monotonic()
+    run = _settings(config)
+    model = look_at_model(run)
+    found = report(config, hardware, model, look_at_data(run, model.tokenizer))
+    return Report(found.findings, found.prompts, time.monotonic() - started)
+
+
+def report(config: DictConfig, hardware: Hardware, model: Model, data: Data) -> Report:
+    """The findings of a run whose files were looked at already."""
+    run = _settings(config)
+    findings = [
+        *version_findings("cpu" if run.on_cpu else "gpu"),
+        *model.findings,
+        *data.findings,
+        *gpu_findings(run, hardware, model.shape),
+        *batch_findings(run),
+        *token_findings(run),
+        *verl_findings(config),
+    ]
+    if model.shape is not None:
+        findings += memory_findings(run, hardware, model.shape)
+        findings += disk_findings(run, hardware, model.shape, data.steps)
+    return Report(findings, data.prompts)
+
+
+def _settings(config: DictConfig) -> RunSettings:
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    return RunSettings.parse(plain)

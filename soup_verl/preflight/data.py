@@ -1,0 +1,220 @@
+"""The data files: columns, rows, prompts as the model will see them, and how many steps they make."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from soup_verl.config import ConfigError
+from soup_verl.preflight.report import NO, Finding, judged, refused
+from soup_verl.preflight.run_settings import RunSettings
+
+TOPIC = "data"
+SAMPLED_ROWS = {"train": 2000, "val": 500}
+"""Rows of which the prompts are tokenized, spread evenly over the files."""
+SHOWN_ROWS = 2
+SHOWN_CHARACTERS = 1500
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of the training or validation files.
+
+    Args:
+        rows: how many there are, before any are dropped.
+        columns: those that every file has.
+        prompts: row number -> prompt, of the rows that were looked at.
+    """
+
+    rows: int
+    columns: frozenset[str]
+    prompts: Mapping[int, Any]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the data files say: findings, the first training prompts rendered, steps of the run."""
+
+    findings: Sequence[Finding] = ()
+    prompts: Sequence[str] = ()
+    steps: int = 0
+
+
+def look_at_data(run: RunSettings, tokenizer: Any) -> Data:
+    """Read both splits.
+
+    Args:
+        tokenizer: one with a chat template; None leaves prompts alone.
+    """
+    findings: list[Finding] = []
+    prompts: list[str] = []
+    steps = run.get("trainer.total_training_steps", 0)
+    for split in SAMPLED_ROWS:
+        try:
+            found = read_split(run, split)
+        except ConfigError as error:
+            findings.append(Finding(TOPIC, f"{split} files", NO, "readable rows", "", str(error), error))
+            continue
+        if found is None:
+            findings.append(judged(TOPIC, f"{split} files", False, need="local files", have="remote: not looked at"))
+            continue
+        findings += _column_findings(run, split, found)
+        dropped = 0.0
+        texts: list[str] = []
+        if tokenizer is not None:
+            dropped, texts = _look_at_prompts(run, split, found, tokenizer, findings)
+        if split == "train":
+            prompts = texts[:SHOWN_ROWS]
+            batches = _batches(run, found.rows, dropped)
+            steps = steps_of_run(run, batches)
+            findings += _step_findings(run, found, dropped, batches, steps)
+    shown = [t if len(t) <= SHOWN_CHARACTERS else f"{t[:SHOWN_CHARACTERS]} ..." for t in prompts]
+    return Data(findings, shown, steps)
+
+
+def read_split(run: RunSettings, split: str) -> Split | None:
+    """The files of `data.train_files` or `data.val_files`; None if one of them is remote.
+
+    Raises:
+        ConfigError: a row that is not JSON, with its number.
+    """
+    key = f"data.{split}_files"
+    files = run.get(key, [])
+    files = files if isinstance(files, Sequence) and not isinstance(files, str) else [files]
+    if any("://" in str(file) for file in files):
+        return None
+    prompt_key = run.get("data.prompt_key", "prompt")
+    prompt_key = run.get("data.prompt_key", "prompt")
+    tables = [_read_file(key, Path(str(file)).expanduser(), prompt_key) for file in files]
+    rows = sum(len(prompts) for _, prompts in tables)
+    stride = -(-rows // SAMPLED_ROWS[split]) or 1
+    found, start = {}, 0
+    for _, prompts in tables:
+        for i in range(-start % stride, len(prompts), stride):
+            found[start + i] = prompts[i].as_py() if hasattr(prompts[i], "as_py") else prompts[i]
+        start += len(prompts)
+    return Split(rows, frozenset.intersection(*(columns for columns, _ in tables)), found)
+
+
+def _read_file(key: str, path: Path, prompt_key: str) -> tuple[frozenset[str], Any]:
+    """Columns, and the prompts: a list, or an Arrow column of which only what is looked at becomes Python objects."""
+    import pyarrow.parquet as pq
+
+    if path.suffix == ".parquet":
+        columns = frozenset(pq.read_schema(path).names)
+        return columns, pq.read_table(path, columns=[prompt_key]).column(prompt_key)
+    rows = list(_json_rows(key, path))
+    columns = frozenset.intersection(*(frozenset(row) for row in rows)) if rows else frozenset()
+    return columns, [row.get(prompt_key) for row in rows]
+
+
+def _json_rows(key: str, path: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(key, str(path), f"JSON in every line, not {line[:60]!r} in line {number}") from error
+        if not isinstance(row, dict):
+            raise ConfigError(key, str(path), f"an object in every line, not {line[:60]!r} in line {number}")
+        yield row
+
+
+def _column_findings(run: RunSettings, split: str, found: Split) -> list[Finding]:
+    """verl reads two columns for the reward; a reward loop of one's own may do without them."""
+    wanted = [run.get("data.prompt_key", "prompt"), run.get("data.reward_fn_key", "data_source"), "reward_model"]
+    missing = [name for name in wanted if name not in found.columns]
+    how = "" if not missing else f"{', '.join(missing)} missing: verl's reward managers read them"
+    need, have = ", ".join(wanted), ", ".join(sorted(found.columns))
+    return [judged(TOPIC, f"{split} columns", not missing, need=need, have=have, how=how)]
+
+
+def _look_at_prompts(
+    run: RunSettings, split: str, found: Split, tokenizer: Any, findings: list[Finding]
+) -> tuple[float, list[str]]:
+    """Render and measure; adds to `findings`.
+
+    Returns:
+        Share of prompts over the limit, and the rendered prompts.
+    """
+    try:
+        texts = [render(tokenizer, run, split, row, prompt) for row, prompt in found.prompts.items()]
+    except ConfigError as error:
+        findings.append(Finding(TOPIC, f"{split} prompts", NO, "chat messages", "", str(error), error))
+        return 0.0, []
+    if not texts:
+        return 0.0, []
+    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    limit = run.get("data.max_prompt_length", 0)
+    share = sum(length > limit for length in lengths) / len(lengths)
+    dropped = run.get("data.filter_overlong_prompts", False)
+    fate = "are dropped" if dropped else "lose their beginning: set data.filter_overlong_prompts=true"
+    findings.append(
+        judged(
+            TOPIC,
+            f"{split} prompt length",
+            share == 0 or (dropped and share < 1),
+            need=f"at most data.max_prompt_length={limit} tokens",
+            have=f"longest {max(lengths)}, median {sorted(lengths)[len(lengths) // 2]}; {share:.1%} over",
+            how=f"of {len(lengths)} of {found.rows} rows" + (f"; longer ones {fate}" if share else ""),
+        )
+    )
+    return (share if dropped else 0.0), texts
+
+
+def render(tokenizer: Any, run: RunSettings, split: str, row: int, prompt: Any) -> str:
+    """The text that a response to `prompt` continues.
+
+    Raises:
+        ConfigError: the prompt is no list of text messages, or the template refuses it; names the row.
+    """
+    key = f"data.{split}_files"
+    kwargs = {**run.get("data.apply_chat_template_kwargs", {}), "tokenize": False, "add_generation_prompt": True}
+    if not (isinstance(prompt, list) and prompt and all(_is_text_message(m) for m in prompt)):
+        expected = f"a list of messages with role and text in every row, not {str(prompt)[:80]!r} in row {row}"
+        raise ConfigError(key, run.get(key), expected)
+    try:
+        return tokenizer.apply_chat_template(prompt, **kwargs)
+    except Exception as error:  # a template may refuse anything
+        raise ConfigError(key, run.get(key), f"prompts that the chat template takes; row {row}: {error}") from error
+
+
+def _is_text_message(message: Any) -> bool:
+    return isinstance(message, Mapping) and all(isinstance(message.get(k), str) for k in ("role", "content"))
+
+
+def _kept(run: RunSettings, rows: int, dropped: float) -> int:
+    limit = run.get("data.train_max_samples", -1)
+    return round((min(rows, limit) if limit > 0 else rows) * (1 - dropped))
+
+
+def _batches(run: RunSettings, rows: int, dropped: float) -> int:
+    return _kept(run, rows, dropped) // run.prompts
+
+
+def steps_of_run(run: RunSettings, batches: int) -> int:
+    """Steps, with `batches` an epoch."""
+    steps = batches * run.get("trainer.total_epochs", 1)
+    return min(steps, run.get("trainer.total_training_steps", steps))
+
+
+def _step_findings(run: RunSettings, found: Split, dropped: float, batches: int, steps: int) -> Iterator[Finding]:
+    """Batches an epoch, steps of the run, and whether history has time to be used."""
+    kept = _kept(run, found.rows, dropped)
+    if batches == 0 and len(found.prompts) == found.rows:  # otherwise `dropped` is an estimate
+        expected = f"at most the {kept} training prompts that there are"
+        yield refused(TOPIC, "batches", "data.train_batch_size", run.prompts, expected)
+        return
+    have = f"{batches} batches an epoch, {steps} steps"
+    how = f"{kept} prompts / {run.prompts} a batch, {kept % run.prompts} left over"
+    yield judged(TOPIC, "batches", batches > 0, need="at least 1", have=have, how=how)
+    name = "steps with history"
+    if run.soup.mixing and run.soup.source == "lookahead":
+        age = max(run.soup.lookahead.ages)
+        need = f"more steps than soup.lookahead.age={age}"
+        yield judged(TOPIC, name, steps > age, need=need, have=max(0, steps - age))
+    if run.uses_replay:
+        need = f"more steps than one epoch of {batches}: replay starts at a prompt's second visit"
+        yield judged(TOPIC, name, steps > batches, need=need, have=max(0, steps - batches))
