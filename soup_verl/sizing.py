@@ -123,7 +123,7 @@ def logits(shape: ModelShape, tokens: int) -> Amount:
 def rollout_weights(shape: ModelShape, *, element_bytes: int, tensor_parallel: int) -> Amount:
     """The rollout engine's weights on one GPU."""
     return product(
-        "weights", (shape.params, "parameters"), (element_bytes, "bytes"), over=(tensor_parallel, "GPUs a replica")
+        "rollout weights", (shape.params, "parameters"), (element_bytes, "bytes"), over=(tensor_parallel, "GPUs")
     )
 
 

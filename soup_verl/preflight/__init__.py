@@ -23,7 +23,18 @@ from soup_verl.preflight.provenance import version_findings, write_run
 from soup_verl.preflight.report import Report
 from soup_verl.preflight.run_settings import RunSettings
 
-__all__ = ["Data", "Hardware", "Model", "Report", "look_at_data", "look_at_model", "preflight", "report", "start"]
+__all__ = [
+    "Data",
+    "Hardware",
+    "Model",
+    "Report",
+    "look_at_data",
+    "look_at_model",
+    "preflight",
+    "report",
+    "settings_of",
+    "start",
+]
 
 
 def start(config: DictConfig) -> None:
@@ -43,15 +54,14 @@ def start(config: DictConfig) -> None:
 def preflight(config: DictConfig, hardware: Hardware) -> Report:
     """Look at the files that `config` names, and compare the run with `hardware`."""
     started = time.monotonic()
-    run = _settings(config)
+    run = settings_of(config)
     model = look_at_model(run)
-    found = report(config, hardware, model, look_at_data(run, model.tokenizer))
+    found = report(config, run, hardware, model, look_at_data(run, model.tokenizer))
     return Report(found.findings, found.prompts, time.monotonic() - started)
 
 
-def report(config: DictConfig, hardware: Hardware, model: Model, data: Data) -> Report:
-    """The findings of a run whose files were looked at already."""
-    run = _settings(config)
+def report(config: DictConfig, run: RunSettings, hardware: Hardware, model: Model, data: Data) -> Report:
+    """The findings of a run whose files were looked at already; `run` is what `settings_of` makes of `config`."""
     findings = [
         *version_findings("cpu" if run.on_cpu else "gpu"),
         *model.findings,
@@ -67,6 +77,7 @@ def report(config: DictConfig, hardware: Hardware, model: Model, data: Data) -> 
     return Report(findings, data.prompts)
 
 
-def _settings(config: DictConfig) -> RunSettings:
+def settings_of(config: DictConfig) -> RunSettings:
+    """The resolved settings of a run."""
     plain: Any = OmegaConf.to_container(config, resolve=True)
     return RunSettings.parse(plain)

@@ -1,0 +1,156 @@
+"""What the preflight tests look at: model folders without weights, data files, shipped examples and run scripts."""
+
+import copy
+import functools
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import hydra
+import pyarrow as pa
+import pyarrow.parquet as pq
+from omegaconf import DictConfig, OmegaConf
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from soup_verl.preflight import Hardware
+
+ROOT = Path(__file__).parents[2]
+DATA = Path(os.environ.get("SOUP_TEST_DATA") or ROOT.parent / "shared" / "data")
+QWEN_TOKENIZER = DATA / "qwen25_tokenizer_hf"
+EIGHT_GPUS = Hardware(gpus=8, gpu_bytes=80 << 30, host_bytes=1 << 40, disk_bytes=10 << 40, described=True)
+
+COMMON = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "tie_word_embeddings": False}
+QWEN_7B = COMMON | {
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+    "max_position_embeddings": 16384,
+}
+R1_1_5B = QWEN_7B | {
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "vocab_size": 151936,
+    "max_position_embeddings": 131072,
+}
+SMALL = COMMON | {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 300,
+    "max_position_embeddings": 256,
+}
+TEMPLATE = (
+    "{% for m in messages %}{{ '<s>' + m['role'] + ':' + m['content'] + '</s>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<s>assistant:' }}{% endif %}"
+)
+TRAINING = [
+    "data.train_batch_size=128",
+    "data.max_prompt_length=1024",
+    "data.max_response_length=8192",
+    "actor_rollout_ref.rollout.n=8",
+    "actor_rollout_ref.rollout.tensor_model_parallel_size=2",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=64",
+    "actor_rollout_ref.actor.use_dynamic_bsz=true",
+    "trainer.total_training_steps=100",
+    "trainer.save_freq=20",
+    "trainer.max_actor_ckpt_to_keep=2",
+]
+"""A run that an 8-GPU node can do."""
+
+
+def examples() -> list[str]:
+    """`ablations=age` and so on, one a shipped file."""
+    files = sorted(p for folder in ("ablations", "neighbors") for p in (ROOT / "examples" / folder).glob("*.yaml"))
+    return [f"{p.parent.name}={p.stem}" for p in files]
+
+
+def scripts() -> list[str]:
+    """The recipe's run scripts."""
+    return sorted(p.name for p in (ROOT / "recipe" / "soup").glob("run_*.sh"))
+
+
+def script_settings(name: str) -> list[str]:
+    """The settings that a run script would train with: with DRY_RUN=1 it prints them, one a line."""
+    command = ["bash", str(ROOT / "recipe" / "soup" / name)]
+    environment = {**os.environ, "DRY_RUN": "1"}
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=True).stdout
+    return output.splitlines()
+
+
+def compose(*settings: str) -> DictConfig:
+    """The configuration of a command line, by Hydra: most of a second."""
+    search = f"hydra.searchpath=[pkg://verl.trainer.config,file://{ROOT / 'examples'}]"
+    with hydra.initialize_config_dir(str(ROOT / "recipe/soup/config"), version_base=None):
+        return hydra.compose("soup_trainer", overrides=[search, *settings])
+
+
+@functools.cache
+def _composed(*settings: str) -> DictConfig:
+    return compose(*settings)
+
+
+def configure(*settings: str, platform: str = "gpu", example: str | None = None, **more: object) -> DictConfig:
+    """The recipe's configuration with changes, as `compose` would give it, in a tenth of the time.
+
+    Args:
+        settings: as on the command line.
+        example: one of `examples()`.
+        more: settings again, with `__` for a dot.
+    """
+    config = copy.deepcopy(_composed(f"platform={platform}"))
+    if example is not None:
+        config.merge_with(OmegaConf.load(ROOT / "examples" / f"{example.replace('=', '/')}.yaml"))
+    config.merge_with_dotlist(list(settings))
+    config.merge_with_dotlist([f"{key.replace('__', '.')}={value}" for key, value in more.items()])
+    return config
+
+
+def byte_tokenizer(*, eos: str = "</s>", template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+    """A token a byte, so that lengths can be counted by hand."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token=eos, pad_token="<pad>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<s>", "</s>"]})
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def write_model(folder: Path, config: dict, *, tokenizer: PreTrainedTokenizerFast | Path | None = None) -> Path:
+    """A model folder without weights; the tokenizer's EOS is the model's unless `config` says otherwise."""
+    from transformers import AutoTokenizer
+
+    folder.mkdir(parents=True)
+    if isinstance(tokenizer, Path):
+        for file in tokenizer.iterdir():
+            shutil.copyfile(file, folder / file.name)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    else:
+        tokenizer = tokenizer or byte_tokenizer()
+        tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"eos_token_id": tokenizer.eos_token_id} | config))
+    return folder
+
+
+def row(question: str = "2+2=", i: int = 0) -> dict:
+    return {
+        "data_source": "sums",
+        "prompt": [{"role": "user", "content": question}],
+        "reward_model": {"style": "rule", "ground_truth": "4"},
+        "extra_info": {"index": i},
+    }
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path

@@ -1,0 +1,414 @@
+"""Preflight's single checks, on settings written out and files made here."""
+
+import json
+import subprocess
+
+import pytest
+from omegaconf import OmegaConf
+from packaging.requirements import Requirement
+
+from soup_verl.config import ConfigError
+from soup_verl.preflight import Hardware, look_at_data, look_at_model, provenance
+from soup_verl.preflight.hardware import _left_in_containers
+from soup_verl.preflight.layout import batch_findings, gpu_findings, token_findings
+from soup_verl.preflight.report import Finding, Report, fits, judged, refused
+from soup_verl.preflight.run_settings import RunSettings
+from soup_verl.sizing import ModelShape, product
+from tests.unit import preflight_files as files
+
+ACTOR, ROLLOUT, REF = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.ref"
+HERE = Hardware(gpus=8, gpu_bytes=1, host_bytes=1, disk_bytes=1)
+SHAPE = ModelShape(
+    params=1000, layers=2, hidden=8, intermediate=16, heads=28, kv_heads=4, head_dim=2, vocab=50, tied=False
+)
+BASE = {
+    "trainer.n_gpus_per_node": 8,
+    "trainer.total_epochs": 2,
+    "data.train_batch_size": 16,
+    "data.max_prompt_length": 40,
+    f"{ROLLOUT}.prompt_length": 40,
+    f"{ROLLOUT}.response_length": 60,
+    f"{ROLLOUT}.n": 4,
+    f"{ROLLOUT}.max_num_batched_tokens": 512,
+    f"{ROLLOUT}.max_num_seqs": 256,
+    f"{ACTOR}.ppo_mini_batch_size": 8,
+}
+
+
+def run_with(changes=None, **paths):
+    config = OmegaConf.create({})
+    for key, value in {**BASE, **(changes or {}), **{k.replace("__", "."): str(v) for k, v in paths.items()}}.items():
+        OmegaConf.update(config, key, value)
+    return RunSettings.parse(OmegaConf.to_container(config))
+
+
+def by_name(findings):
+    return {finding.name: finding for finding in findings}
+
+
+# ---- the model ----
+
+
+def look(folder, changes=None):
+    model = look_at_model(run_with(changes, actor_rollout_ref__model__path=folder))
+    return model, by_name(model.findings)
+
+
+def test_a_good_model_folder(tmp_path):
+    model, found = look(files.write_model(tmp_path / "m", files.SMALL))
+    assert {f.verdict for f in found.values()} == {"ok"}
+    # embedding and output layer; two layers: q, o; k, v; biases; mlp; norms
+    assert model.shape.params == 2 * 300 * 32 + 2 * (2 * 32 * 32 + 2 * 32 * 16 + 64 + 3 * 32 * 64 + 64) + 32
+    assert (model.shape.kv_heads, model.shape.head_dim, model.tokenizer is None) == (4, 4, False)
+
+
+def test_a_tied_embedding_counts_once(tmp_path):
+    free, _ = look(files.write_model(tmp_path / "free", files.SMALL))
+    tied, _ = look(files.write_model(tmp_path / "tied", files.SMALL | {"tie_word_embeddings": True}))
+    assert free.shape.params - tied.shape.params == 300 * 32 and tied.shape.tied
+
+
+def test_a_tokenizer_without_chat_template_is_refused(tmp_path):
+    folder = files.write_model(tmp_path / "m", files.SMALL, tokenizer=files.byte_tokenizer(template=None))
+    model, found = look(folder)
+    error = str(found["chat template"].error)
+    assert model.tokenizer is None and error.startswith("actor_rollout_ref.model.path=") and "chat_template" in error
+    template = {"actor_rollout_ref.model.custom_chat_template": files.TEMPLATE}
+    assert look(folder, template)[1]["chat template"].verdict == "ok"
+
+
+def test_a_window_that_is_too_small_is_refused_with_the_way_to_widen_it(tmp_path):
+    folder = files.write_model(tmp_path / "m", files.SMALL | {"max_position_embeddings": 99})
+    finding = look(folder)[1]["context window"]
+    assert str(finding.error).startswith("data.max_response_length=60: expected at most 59 tokens")
+    assert "python -m soup_verl.context_window" in str(finding.error)
+    assert look(folder, {f"{ROLLOUT}.response_length": 59})[1]["context window"].verdict == "ok"
+
+
+def test_a_window_widened_for_training_alone_is_a_warning(tmp_path):
+    folder = files.write_model(tmp_path / "m", files.SMALL | {"max_position_embeddings": 64})
+    override = {"actor_rollout_ref.model.override_config.max_position_embeddings": 128}
+    assert look(folder, override)[1]["context window"].verdict == "warning"
+
+
+def test_two_different_ends_of_sequence_are_a_warning(tmp_path):
+    folder = files.write_model(tmp_path / "m", files.SMALL)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8]}))
+    finding = look(folder)[1]["end of sequence"]
+    assert finding.verdict == "warning" and "(7)" in finding.need and "</s>" in finding.have
+
+
+def test_a_template_that_ends_turns_with_a_token_that_stops_nothing_is_a_warning(tmp_path):
+    folder = files.write_model(tmp_path / "m", files.SMALL, tokenizer=files.byte_tokenizer(eos="<end>"))
+    finding = look(folder)[1]["chat template"]
+    assert finding.verdict == "warning" and "</s>" in finding.have
+
+
+def test_token_ids_beyond_the_embedding_are_a_warning(tmp_path):
+    folder = files.write_model(tmp_path / "m", files.SMALL | {"vocab_size": 100, "eos_token_id": 5})
+    assert look(folder)[1]["vocabulary"].verdict == "warning"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "name"),
+    [
+        ("config.json", '{"model_type": "no_such_model"}', "configuration"),
+        ("config.json", "not json", "configuration"),
+        ("config.json", json.dumps(files.SMALL | {"architectures": None}), "architecture"),
+        ("tokenizer.json", "not json", "tokenizer"),
+    ],
+)
+def test_a_folder_that_cannot_be_read_is_refused_by_name(tmp_path, file, text, name):
+    folder = files.write_model(tmp_path / "m", files.SMALL)
+    (folder / file).write_text(text)
+    finding = look(folder)[1][name]
+    assert finding.verdict == "no" and str(folder) in str(finding.error)
+
+
+def test_a_remote_model_is_not_looked_at():
+    model, found = look("hdfs://host/model")
+    assert (model.shape, found["path"].verdict) == (None, "warning")
+
+
+# ---- the data ----
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return files.byte_tokenizer()
+
+
+def look_at_rows(path, tokenizer, changes=None):
+    data = look_at_data(run_with(changes, data__train_files=path, data__val_files=path), tokenizer)
+    return data, by_name(data.findings)
+
+
+# A question of q characters is a prompt of q + OVERHEAD tokens: <s>, "user:", the question, </s>, <s>, "assistant:".
+OVERHEAD = len("user:") + len("assistant:") + 3
+
+
+def test_lengths_are_those_of_the_rendered_prompt(tmp_path, tokenizer):
+    questions = ["x" * (40 - OVERHEAD)] * 3 + ["x" * (41 - OVERHEAD)]
+    path = files.write_rows(tmp_path / "d.parquet", [files.row(q) for q in questions] * 10)
+    data, found = look_at_rows(path, tokenizer)
+    length = found["train prompt length"]
+    assert (length.verdict, length.have) == ("warning", "longest 41, median 40; 25.0% over")
+    assert "of 40 of 40 rows" in length.how and "filter_overlong_prompts=true" in length.how
+    assert data.prompts == [f"<s>user:{questions[0]}</s><s>assistant:"] * 2
+    assert found["batches"].have == "2 batches an epoch, 4 steps"
+    _, filtered = look_at_rows(path, tokenizer, {"data.filter_overlong_prompts": True})
+    assert filtered["train prompt length"].verdict == "ok"
+    assert filtered["batches"].have == "1 batches an epoch, 2 steps"  # 30 prompts / 16
+
+
+def test_a_large_file_is_sampled_evenly(tmp_path, tokenizer):
+    path = files.write_rows(tmp_path / "d.parquet", [files.row(str(i), i) for i in range(4001)])
+    data, found = look_at_rows(path, tokenizer)
+    assert "of 1334 of 4001 rows" in found["train prompt length"].how  # every third
+    assert "of 445 of 4001 rows" in found["val prompt length"].how  # every ninth
+    assert [p[8:-17] for p in data.prompts] == ["0", "3"]
+
+
+def test_template_arguments_reach_the_template(tmp_path):
+    template = files.TEMPLATE.replace("'<s>assistant:'", "'<s>assistant:' + opening")
+    path = files.write_rows(tmp_path / "d.parquet", [files.row()] * 16)
+    changes = {"data.apply_chat_template_kwargs.opening": "<think>"}
+    data, _ = look_at_rows(path, files.byte_tokenizer(template=template), changes)
+    assert data.prompts[0].endswith("<s>assistant:<think>")
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["2+2=", [], [{"role": "user"}], [{"role": "user", "content": None}]],
+    ids=["text", "none", "role", "null"],
+)
+def test_a_prompt_that_is_no_chat_is_refused_with_its_row(tmp_path, tokenizer, prompt):
+    path = tmp_path / "d.jsonl"
+    rows = [files.row() for _ in range(16)]
+    rows[5]["prompt"] = prompt
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    error = str(look_at_rows(path, tokenizer)[1]["train prompts"].error)
+    assert error.startswith("data.train_files=") and "row 5" in error
+
+
+@pytest.mark.parametrize("line", ['{"prompt": [', "[1, 2]"])
+def test_a_broken_line_is_refused_with_its_number(tmp_path, tokenizer, line):
+    path = tmp_path / "d.jsonl"
+    path.write_text("\n".join([json.dumps(files.row()), line]))
+    error = str(look_at_rows(path, tokenizer)[1]["train files"].error)
+    assert error.startswith("data.train_files=") and "line 2" in error
+
+
+def test_columns_that_the_reward_reads_are_missed(tmp_path, tokenizer):
+    path = files.write_rows(tmp_path / "d.parquet", [{"prompt": files.row()["prompt"], "answer": "4"}] * 16)
+    finding = look_at_rows(path, tokenizer)[1]["train columns"]
+    assert finding.verdict == "warning" and finding.how.startswith("data_source, reward_model missing")
+
+
+def test_fewer_prompts_than_a_batch_are_refused(tmp_path, tokenizer):
+    path = files.write_rows(tmp_path / "d.parquet", [files.row()] * 15)
+    error = str(look_at_rows(path, tokenizer)[1]["batches"].error)
+    assert error.startswith("data.train_batch_size=16: expected at most the 15 training prompts")
+
+
+def test_steps_end_where_the_run_says_or_the_data_do(tmp_path, tokenizer):
+    path = files.write_rows(tmp_path / "d.parquet", [files.row()] * 33)
+    assert look_at_rows(path, tokenizer)[0].steps == 4
+    assert look_at_rows(path, tokenizer, {"trainer.total_training_steps": 3})[0].steps == 3
+    assert look_at_rows(path, tokenizer, {"trainer.total_training_steps": 9})[0].steps == 4
+    assert look_at_rows(path, tokenizer, {"data.train_max_samples": 20})[0].steps == 2
+
+
+@pytest.mark.parametrize(
+    ("soup", "verdict"),
+    [
+        ({"soup.lookahead.age": 3}, "ok"),
+        ({"soup.lookahead.age": 4}, "warning"),
+        ({"soup.source": "replay"}, "ok"),
+        ({"soup.source": "replay", "trainer.total_epochs": 1}, "warning"),
+    ],
+)
+def test_history_that_comes_too_late_to_be_used_is_a_warning(tmp_path, tokenizer, soup, verdict):
+    path = files.write_rows(tmp_path / "d.parquet", [files.row()] * 32)  # 4 steps in 2 epochs
+    assert look_at_rows(path, tokenizer, soup)[1]["steps with history"].verdict == verdict
+
+
+def test_remote_files_are_not_looked_at(tokenizer):
+    data, found = look_at_rows("hdfs://host/d.parquet", tokenizer, {"trainer.total_training_steps": 7})
+    assert found["train files"].verdict == "warning" and data.steps == 7
+
+
+# ---- GPUs, batches, tokens ----
+
+
+def refusals(findings):
+    return [str(f.error) for f in findings if f.error is not None]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({f"{ROLLOUT}.tensor_model_parallel_size": 3}, "tensor_model_parallel_size=3: expected a divisor of 8 GPUs"),
+        ({f"{ROLLOUT}.tensor_model_parallel_size": 8}, "=8: expected a divisor of 28 attention heads"),
+        ({f"{ROLLOUT}.data_parallel_size": 5}, "tensor_model_parallel_size=5: expected a divisor of 8 GPUs"),
+        ({f"{ACTOR}.ulysses_sequence_parallel_size": 3}, "sequence_parallel_size=3: expected a divisor of 8 GPUs"),
+        ({f"{ACTOR}.ulysses_sequence_parallel_size": 8}, "sequence_parallel_size=8: expected a divisor of 28"),
+        ({f"{ACTOR}.fsdp_config.fsdp_size": 3}, "fsdp_size=3: expected a divisor of 8 GPUs"),
+        (
+            {"trainer.n_gpus_per_node": 4, "trainer.nnodes": 3, f"{ROLLOUT}.tensor_model_parallel_size": 6},
+            "=6: expected a value that makes 6 GPUs of a replica a multiple of 4",
+        ),
+    ],
+)
+def test_gpus_that_do_not_divide_are_refused(changes, message):
+    assert refusals(gpu_findings(run_with(), HERE, SHAPE)) == []
+    assert any(message in error for error in refusals(gpu_findings(run_with(changes), HERE, SHAPE)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        # 8 prompts x 4 responses on 8 GPUs: 4 a GPU; a step of 16 prompts: 8 a GPU
+        ({f"{ACTOR}.ppo_mini_batch_size": 3}, "ppo_mini_batch_size=3: expected a value that makes 12"),
+        ({f"{ACTOR}.ppo_micro_batch_size_per_gpu": 3}, "ppo_micro_batch_size_per_gpu=3: expected a divisor of 4"),
+        ({f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu": 3}, "micro_batch_size_per_gpu=3: expected a divisor of 8"),
+        (
+            {f"{ACTOR}.use_kl_loss": True, f"{REF}.log_prob_micro_batch_size_per_gpu": 5},
+            "ref.log_prob_micro_batch_size_per_gpu=5: expected a divisor of 8",
+        ),
+    ],
+)
+def test_batches_that_do_not_divide_are_refused(changes, message):
+    assert refusals(batch_findings(run_with())) == []
+    (error,) = refusals(batch_findings(run_with(changes)))
+    assert message in error
+    if "micro" in message:  # packed by tokens instead
+        dynamic = {f"{part}.{key}": True for part in (ROLLOUT, REF) for key in ["log_prob_use_dynamic_bsz"]}
+        assert refusals(batch_findings(run_with({**changes, **dynamic, f"{ACTOR}.use_dynamic_bsz": True}))) == []
+
+
+def test_a_step_that_verl_pads_is_a_warning():
+    finding = by_name(batch_findings(run_with({"data.train_batch_size": 15})))["responses a step"]
+    assert (finding.verdict, finding.how) == ("warning", "verl fills up with 4 empty responses")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {f"{ACTOR}.use_dynamic_bsz": True, f"{ACTOR}.ppo_max_token_len_per_gpu": 99},
+            "ppo_max_token_len_per_gpu=99: expected at least 100 tokens",
+        ),
+        (
+            {f"{ROLLOUT}.log_prob_use_dynamic_bsz": True, f"{ROLLOUT}.log_prob_max_token_len_per_gpu": 99},
+            "log_prob_max_token_len_per_gpu=99: expected at least 100 tokens",
+        ),
+        ({f"{ROLLOUT}.max_model_len": 40}, "max_model_len=40: expected more than data.max_prompt_length=40"),
+        ({f"{ROLLOUT}.max_num_seqs": 513}, "max_num_batched_tokens=512: expected at least"),
+    ],
+)
+def test_token_budgets_that_are_too_small_are_refused(changes, message):
+    assert refusals(token_findings(run_with())) == []
+    (error,) = refusals(token_findings(run_with(changes)))
+    assert message in error
+
+
+def test_sequence_parallelism_shares_a_sequence():
+    changes = {f"{ACTOR}.use_dynamic_bsz": True, f"{ACTOR}.ppo_max_token_len_per_gpu": 50}
+    assert refusals(token_findings(run_with({**changes, f"{ACTOR}.ulysses_sequence_parallel_size": 2}))) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({f"{ROLLOUT}.max_model_len": 99}, "rollout.max_model_len"),
+        (
+            {f"{ROLLOUT}.enable_chunked_prefill": False, f"{ROLLOUT}.max_model_len": 513},
+            "rollout.max_num_batched_tokens",
+        ),
+    ],
+)
+def test_budgets_that_cut_or_are_raised_are_a_warning(changes, name):
+    assert by_name(token_findings(run_with(changes)))[name].verdict == "warning"
+
+
+# ---- the report ----
+
+
+def test_a_verdict_no_needs_an_error_and_only_that():
+    with pytest.raises(AssertionError):
+        Finding("t", "n", "no", "", "")
+    with pytest.raises(AssertionError):
+        Finding("t", "n", "ok", "", "", error=ValueError())
+
+
+def test_an_estimate_leaves_the_spare_share():
+    need = product("a", (95, "bytes"))
+    assert fits("t", "n", need, 100).verdict == "ok"
+    assert fits("t", "n", need, 100, spare=0.1).verdict == "warning"
+
+
+def test_the_first_refusal_ends_the_run():
+    report = Report(
+        [judged("t", "a", False, need=1, have=0), refused("t", "b", "k", 1, "2"), refused("t", "c", "l", 3, "4")]
+    )
+    with pytest.raises(ConfigError, match="k=1: expected 2"):
+        report.raise_if_refused()
+    Report(report.findings[:1]).raise_if_refused()
+
+
+def test_text_that_looks_like_markup_is_shown_as_it_is(capsys):
+    Report([judged("t", "n", True, need="[/red]", have="[bold]")], prompts=["[/x] a\nb"]).show()
+    shown = capsys.readouterr().out
+    assert "[/red]" in shown and "[bold]" in shown and "'[/x] a\\nb'" in shown and "1 ok, 0 warning, 0 no" in shown
+
+
+# ---- code, packages, machine ----
+
+
+def test_the_commit_and_whether_it_was_changed(tmp_path):
+    assert provenance.git_facts(tmp_path) is None
+
+    def git(*arguments):
+        identity = ["-c", "user.name=t", "-c", "user.email=t@t"]
+        return subprocess.run(
+            ["git", "-C", tmp_path, *identity, *arguments], check=True, capture_output=True, text=True
+        )
+
+    git("init")
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-m", "one")
+    commit = git("rev-parse", "HEAD").stdout.strip()
+    assert provenance.git_facts(tmp_path) == {"commit": commit, "dirty": False}
+    (tmp_path / "a").write_text("2")
+    assert provenance.git_facts(tmp_path) == {"commit": commit, "dirty": True}
+
+
+def test_versions_against_pins():
+    asked = [Requirement(r) for r in ("pytest>=1", "pytest<1", "no-such-package==2.0", "pytest")]
+    wrong = list(provenance._mismatches(asked))
+    assert len(wrong) == 2 and wrong[0].startswith("pytest ") and wrong[0].endswith("not <1")
+    assert wrong[1] == "no-such-package missing, not ==2.0"
+
+
+@pytest.mark.skipif(provenance._installed(provenance.PROJECT) is None, reason="the project is not installed")
+@pytest.mark.parametrize("extra", ["cpu", "gpu"])
+def test_pins_are_those_of_the_extra(extra):
+    (finding,) = provenance.version_findings(extra)
+    assert finding.need.endswith(f"soup-verl[{extra}]") and int(finding.need.split()[0]) > 5
+    assert "hypothesis" not in finding.have  # the extra `test` is not asked
+
+
+def test_a_container_that_leaves_less_counts(tmp_path):
+    assert _left_in_containers(tmp_path) == [1 << 62]
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("1\n")
+    assert _left_in_containers(tmp_path) == [1 << 62]
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert min(_left_in_containers(tmp_path)) == 999
+
+
+def test_this_machine_has_memory_and_a_disk(tmp_path):
+    here = Hardware.detect(tmp_path / "not" / "there" / "yet")
+    assert here.host_bytes > 0 and here.disk_bytes > 0 and (here.gpus > 0) == (here.gpu_bytes > 0)
