@@ -13,7 +13,7 @@ from soup_verl.preflight.report import NO, Finding, judged, refused
 from soup_verl.preflight.run_settings import RunSettings
 
 TOPIC = "data"
-SAMPLED_ROWS = {"train": 2000, "val": 500}
+SAMPLED_ROWS = {"train": 1000, "val": 250}
 """Rows of which the prompts are tokenized, spread evenly over the files."""
 SHOWN_ROWS = 2
 SHOWN_CHARACTERS = 1500

@@ -164,9 +164,9 @@ def test_lengths_are_those_of_the_rendered_prompt(tmp_path, tokenizer):
 def test_a_large_file_is_sampled_evenly(tmp_path, tokenizer):
     path = files.write_rows(tmp_path / "d.parquet", [files.row(str(i), i) for i in range(4001)])
     data, found = look_at_rows(path, tokenizer)
-    assert "of 1334 of 4001 rows" in found["train prompt length"].how  # every third
-    assert "of 445 of 4001 rows" in found["val prompt length"].how  # every ninth
-    assert [p[8:-17] for p in data.prompts] == ["0", "3"]
+    assert "of 801 of 4001 rows" in found["train prompt length"].how  # every fifth
+    assert "of 236 of 4001 rows" in found["val prompt length"].how  # every 17th
+    assert [p[8:-17] for p in data.prompts] == ["0", "5"]
 
 
 def test_template_arguments_reach_the_template(tmp_path):

@@ -108,4 +108,4 @@ def test_a_pending_token_costs_what_python_objects_cost():
     token, log_prob = 10**5, -0.1
     references = sys.getsizeof((0, 0)) - sys.getsizeof(())
     rounded = -(-sys.getsizeof(token) // 16) * 16  # the allocator hands out multiples of 16 bytes
-    assert sizing.PENDING_TOKEN_BYTES == references + rounded + sys.getsizeof(log_prob)
+    assert references + rounded + sys.getsizeof(log_prob) == sizing.PENDING_TOKEN_BYTES
