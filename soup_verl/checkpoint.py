@@ -134,6 +134,22 @@ def newest_intact(root: Path) -> tuple[Path | None, list[TornCheckpoint]]:
     return None, refused
 
 
+def prune(newest: Path) -> list[Path]:
+    """Drop our part of the older checkpoints whose weights verl has removed (`trainer.max_actor_ckpt_to_keep`).
+
+    Args:
+        newest: the checkpoint just written; the others are beside it.
+
+    Returns:
+        Their folders; verl leaves them there with its small `data.pt`.
+    """
+    others = (c for c in newest.parent.glob("global_step_*") if c != newest)
+    gone = [c for c in others if (c / FOLDER).exists() and not (c / "actor").exists()]
+    for checkpoint in gone:
+        shutil.rmtree(checkpoint / FOLDER)
+    return gone
+
+
 def step_of(checkpoint: Path) -> int:
     """N of `global_step_N`; -1 for any other name."""
     match = re.fullmatch(r"global_step_(\d+)", checkpoint.name)

@@ -307,6 +307,7 @@ class SoupTrainer(PPOTrainerSync):
             write_history=self._write_history,
             include_verl=not self.config.actor_rollout_ref.actor.get("checkpoint", {}).get("async_save", False),
         )
+        checkpoint.prune(folder)
 
     def _write_history(self, folder: Path) -> None:
         if self._source:

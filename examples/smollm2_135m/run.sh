@@ -84,6 +84,7 @@ ROLLOUT=(
   actor_rollout_ref.rollout.max_model_len="$((PROMPT_TOKENS + RESPONSE_TOKENS))"
   # The platform's 64 MiB hold 2,900 tokens of this model in bf16: 20 of the 96 requests a step.
   actor_rollout_ref.rollout.engine_kwargs.vllm.kv_cache_memory_bytes=536870912
+  actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes=128 # the embedding alone has 113
   actor_rollout_ref.rollout.val_kwargs.n=2
   actor_rollout_ref.rollout.val_kwargs.temperature="$TEMPERATURE"
   actor_rollout_ref.rollout.val_kwargs.do_sample=true

@@ -133,7 +133,7 @@ class RunSettings:
     @property
     def longest_prefix(self) -> int:
         """Tokens."""
-        longest = self.soup.prefix_length.longest(self.response_length)
+        _, longest = self.soup.prefix_length.longest(self.response_length)
         return int(longest * self.response_length) if self.soup.prefix_length.unit == "share" else int(longest)
 
     @property

@@ -332,6 +332,7 @@ def test_every_worker_class_has_a_cpu_counterpart():
         assert issubclass(plain, worker_class) and plain is not worker_class
 
 
+@pytest.mark.e2e  # a process of its own that imports verl
 def test_a_gpu_run_never_imports_the_cpu_package():
     code = (
         "import sys, soup_verl.register, soup_verl.run, soup_verl.task_runner, soup_verl.trainer\n"

@@ -14,6 +14,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "tests/e2e" in str(item.path):
             item.add_marker(pytest.mark.e2e)
+            item.add_marker(pytest.mark.xdist_group("runs"))  # the runs are shared: one worker makes them all
 
 
 @pytest.fixture(scope="session")

@@ -157,3 +157,12 @@ def test_only_torn_checkpoints(tmp_path):
 )
 def test_step_of_a_folder(tmp_path, name, step):
     assert checkpoint.step_of(tmp_path / name) == step
+
+
+def test_our_part_goes_with_verls_weights(tmp_path):
+    kept, gone = (write(tmp_path / f"global_step_{step}") for step in (2, 1))
+    shutil.rmtree(gone / "actor")
+    assert checkpoint.prune(kept) == [gone]
+    assert not (gone / "soup").exists() and gone.exists()
+    checkpoint.verify(kept)
+    assert checkpoint.newest_intact(tmp_path) == (kept, [])

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from soup_verl.config import SoupConfig
 from soup_verl.run_rules import check_run
 
+pytestmark = pytest.mark.e2e  # Hydra takes a second a file
 ROOT = Path(__file__).parents[2]
 RUN = (
     "platform=gpu",

@@ -49,22 +49,26 @@ def check_passes(config, model):
     )
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("example", files.examples())
 def test_a_shipped_example_passes_on_eight_gpus(example, looked_at):
     paths, model = looked_at["7b"]
     check_passes(configure(*TRAINING, example=example, **paths), model)
 
 
+@pytest.mark.e2e
 def test_a_configured_example_is_what_hydra_composes():
     assert configure(*TRAINING, example="ablations=source") == compose("ablations=source", *TRAINING)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("script", files.scripts())
 def test_a_run_script_passes_on_eight_gpus(script, looked_at):
     paths, model = looked_at["1.5b" if "1.5b" in script else "7b"]
     check_passes(configure(*files.script_settings(script), **paths), model)
 
 
+@pytest.mark.e2e
 def test_both_models_have_the_parameters_that_are_known(looked_at):
     def by_hand(hidden, intermediate, kv, vocab, layers=28):
         attention = 2 * hidden * hidden + 2 * hidden * kv + hidden + 2 * kv  # q, o, k, v and the biases of q, k, v
@@ -75,6 +79,7 @@ def test_both_models_have_the_parameters_that_are_known(looked_at):
     assert looked_at["1.5b"][1].shape.params == by_hand(1536, 8960, 256, 151936) == 1_777_088_000
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(not files.QWEN_TOKENIZER.is_dir(), reason=f"{files.QWEN_TOKENIZER} is not there")
 def test_a_prompt_is_shown_as_the_qwen_template_renders_it(looked_at):
     paths, model = looked_at["7b"]
@@ -125,8 +130,8 @@ def test_a_gpu_while_rolling_out(shape):
 
 def test_the_history_in_host_memory(shape):
     assert history(run_settings(soup__mixed_fraction=0), shape).bytes == 0
-    # 4 steps x 128 prompts x 4 of 8 responses x 4096 tokens x 72 bytes
-    assert history(run_settings(), shape).bytes == 4 * 128 * 4 * 4096 * 72
+    # 4 steps x 128 prompts x 4 of 8 responses x 4095 tokens x 72 bytes
+    assert history(run_settings(), shape).bytes == 4 * 128 * 4 * 4095 * 72
     assert history(run_settings(soup__source="replay"), shape).bytes == 64_000_000 * 8
     snapshot = run_settings(soup__source="snapshot", soup__snapshot__capacity=2)
     assert history(snapshot, shape).bytes == 3 * PARAMS_7B * 4
@@ -176,6 +181,7 @@ def test_several_nodes_say_that_only_this_one_was_looked_at(shape):
     assert found["GPUs"].need == "8 a node, 2 nodes"
 
 
+@pytest.mark.e2e
 def test_on_a_cpu_all_ranks_share_the_host(looked_at, shape):
     config = settings_of(configure(platform="cpu", trainer__n_gpus_per_node=2))
     (finding,) = memory_findings(config, EIGHT_GPUS, shape)
@@ -220,6 +226,7 @@ def test_preflight_only_ends_after_the_report(small_run, tmp_path, capsys):
     assert stored["prompts"][0] == "<s>user:2+2=</s><s>assistant:"
 
 
+@pytest.mark.e2e
 def test_what_ran_is_kept_in_the_runs_folder(small_run, tmp_path):
     run.run(small_run(soup__seed=1))
     run.run(small_run(soup__seed=2))

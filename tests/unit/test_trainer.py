@@ -134,7 +134,7 @@ def test_shares_and_positions_reach_the_plan():
     planner = planning_trainer(source="replay", prefix_length=shares)._build_planner(last_step=10)
     assert (planner.in_shares, planner.low, planner.longest(1), planner.ages) == (True, 0.25, 1.0, (0,))
     planner = planning_trainer(source="snapshot", position="suffix")._build_planner(last_step=10)
-    assert (planner.position, planner.ages, planner.longest(1)) == ("suffix", (0,), 8)
+    assert (planner.position, planner.ages, planner.longest(1)) == ("suffix", (0,), 7)
     assert all(r.to_the_end and r.head > 0 for r in planner.plan_prompt(step=1, position=0))
 
 
