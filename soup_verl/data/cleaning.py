@@ -1,6 +1,7 @@
 r"""Repairs and filters between a data set and the problems that are trained on. Each is counted; nothing is silent.
 
     repair          control characters: \f + "rac" was meant as \frac; the others go
+    drop_far_...    alternative answers that are another number than the gold
     row_fault       empty question, empty gold, gold that does not parse, level outside the data set's choice
     merge_repeats   conflicting golds, duplicates                          (training sets only)
     drop_overlap    prompts that contain a benchmark question              (training sets only)
@@ -13,9 +14,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 
 from soup_verl.data.benchmark_index import BenchmarkIndex, normalise_question
 from soup_verl.data.datasets import Problem
+from soup_verl.grading import latex_text
+from soup_verl.grading.quantities import parse_quantity
 
 DROPS = {
     "empty_question": "the question is empty",
@@ -33,7 +37,9 @@ REPAIRS = {
     "latex_restored": r"a control character where a LaTeX command began, such as a form feed in \frac",
     "ligatures_restored": "a control character where a TeX font has fi or ff: de?ne, satis?es",
     "control_characters_removed": "other control characters and lone surrogates; CR and CRLF became LF",
+    "alternates_dropped": "an alternative answer that is another number than the gold, by more than a twentieth",
 }
+FAR_OFF = Fraction(1, 20)  # relative; alternatives may be rounded otherwise than the gold
 
 
 @dataclass
@@ -145,6 +151,20 @@ def repair(problem: Problem, tally: Tally) -> Problem:
             tally.repair(kind, problem.row, _first_difference(before[changed], texts[changed]))
     question, gold, *alt_answers = texts
     return replace(problem, question=question.strip(), gold=gold.strip(), alt_answers=tuple(alt_answers))
+
+
+def drop_far_alternates(problem: Problem, tally: Tally) -> Problem:
+    """The problem without numeric alternatives that contradict a numeric gold: they are another row's."""
+    gold = parse_quantity(latex_text.clean(problem.gold))
+    if gold is None or not problem.alt_answers:
+        return problem
+    numbers = [parse_quantity(latex_text.clean(alternative)) for alternative in problem.alt_answers]
+    far = [n is not None and abs(n.value - gold.value) > FAR_OFF * abs(gold.value) for n in numbers]
+    if not any(far):
+        return problem
+    tally.repair("alternates_dropped", problem.row, f"{problem.alt_answers[far.index(True)]!r} for {problem.gold!r}")
+    kept = tuple(a for a, is_far in zip(problem.alt_answers, far, strict=True) if not is_far)
+    return replace(problem, alt_answers=kept)
 
 
 def _first_difference(before: str, after: str) -> str:
@@ -270,7 +290,7 @@ def clean(
 def _usable(problems: Iterable[Problem], levels: tuple[int, int] | None, tally: Tally) -> Iterator[Problem]:
     for problem in problems:
         tally.rows_in += 1
-        problem = repair(problem, tally)
+        problem = drop_far_alternates(repair(problem, tally), tally)
         fault = row_fault(problem, levels)
         if fault is None:
             yield problem

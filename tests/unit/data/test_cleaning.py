@@ -11,6 +11,7 @@ from soup_verl.data.cleaning import (
     Finding,
     Tally,
     clean,
+    drop_far_alternates,
     drop_over_long,
     gold_fault,
     normalise_gold,
@@ -85,8 +86,27 @@ def test_repairs_reach_every_text_and_are_counted_by_row():
         "latex_restored": (1, 3),
         "ligatures_restored": (0, None),
         "control_characters_removed": (1, 3),
+        "alternates_dropped": (0, None),
     }
     assert tally.repaired["latex_restored"].detail == r"' a \x0crac12 \x0crac1' -> ' a \\frac12 \\fra'"
+
+
+@pytest.mark.parametrize(
+    ("gold", "alternates", "kept"),
+    [
+        ("0.53", ("4.4e7", "0.530", r"4.4 \times 10^7"), ("0.530",)),
+        ("6630", ("6630.65", "6.6e3"), ("6630.65", "6.6e3")),  # rounded otherwise
+        ("100", ("105", "106"), ("105",)),
+        ("-2", ("2",), ()),
+        ("0", ("0.0", "1e-9"), ("0.0",)),
+        ("x+1", ("7", "1+x"), ("7", "1+x")),  # not a number: nothing to compare with
+        ("5", (r"\sqrt{25}",), (r"\sqrt{25}",)),
+    ],
+)
+def test_alternatives_that_are_another_number_go(gold, alternates, kept):
+    tally = Tally()
+    assert drop_far_alternates(problem(1, gold=gold, alt_answers=alternates), tally).alt_answers == kept
+    assert tally.repaired["alternates_dropped"].rows == int(kept != alternates)
 
 
 @given(st.text(st.sampled_from("ab fir\f\v\n\t\r\x01\\{}"), max_size=40))
