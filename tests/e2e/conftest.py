@@ -10,6 +10,7 @@ from tests.e2e.runs import RUNS
 TOGETHER = 2
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items):
     for item in items:
         if "tests/e2e" in str(item.path):
