@@ -10,12 +10,10 @@ from tests.e2e.runs import RUNS
 TOGETHER = 2
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items):
     for item in items:
         if "tests/e2e" in str(item.path):
             item.add_marker(pytest.mark.e2e)
-            item.add_marker(pytest.mark.xdist_group("runs"))  # the runs are shared: one worker makes them all
 
 
 @pytest.fixture(scope="session")
