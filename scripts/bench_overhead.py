@@ -17,7 +17,7 @@ import os
 import platform
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -186,6 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/bench_overhead"))
     parser.add_argument("--model", choices=sorted(WORKLOADS), action="append")
+    parser.add_argument("--steps", type=int, help="steps of a run; by default the workload's own")
     parser.add_argument("--sources", nargs="+", choices=SOURCES, default=SOURCES)
     args = parser.parse_args()
     results: dict[str, object] = {"machine": {"processor": platform.processor(), "cores": os.cpu_count()}}
@@ -194,11 +195,11 @@ def main() -> None:
 
     table = Table("model", "source", "GRPO s/step", "SOUP s/step", "ratio", "limit", "decoded tokens, ratio")
     for name in args.model or WORKLOADS:
-        workload = WORKLOADS[name]
+        workload = replace(WORKLOADS[name], steps=args.steps or WORKLOADS[name].steps)
         folder = (args.out / name).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         make_model(folder, workload)
-        results[name] = {"workload": vars(workload)}
+        results[name] = {"workload": asdict(workload)}
         for source in args.sources:
             result = summarize(run(folder, source, workload), source)
             results[name][source] = result
