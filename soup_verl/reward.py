@@ -1,6 +1,6 @@
 r"""The reward for mathematics: 1 for a response whose last `\boxed{}` holds the expected answer, else 0.
 
-    reward.custom_reward_function.path=soup_verl/reward.py reward.custom_reward_function.name=compute_score
+    reward.custom_reward_function.path=pkg://soup_verl.reward reward.custom_reward_function.name=compute_score
 
 verl calls `compute_score` in threads of its reward workers. It never raises on a response and never evaluates one:
 `answers.py` takes structure, words and numbers apart in plain Python, and what is left, one expression made of

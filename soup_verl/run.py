@@ -123,6 +123,10 @@ def _train(config: DictConfig) -> None:
         ray.shutdown()
 
 
+OF_A_NEW_CLUSTER = ("address", "num_cpus", "num_gpus", "object_store_memory", "include_dashboard")
+"""What `ray.init` takes only when it starts a cluster itself."""
+
+
 def join_cluster(config: DictConfig) -> None:
     """Make `config.ray_kwargs` fit for the Ray cluster that RAY_ADDRESS names, instead of one of our own.
 
@@ -136,9 +140,10 @@ def join_cluster(config: DictConfig) -> None:
         names += cpu.ENVIRONMENT
     sent = {name: os.environ[name] for name in names if name in os.environ}
     with open_dict(config.ray_kwargs):
-        runtime_env = OmegaConf.to_container(config.ray_kwargs.ray_init.runtime_env)
+        given: Any = OmegaConf.to_container(config.ray_kwargs.ray_init)
+        runtime_env = given["runtime_env"]
         runtime_env["env_vars"] = {**(runtime_env.get("env_vars") or {}), **sent}
-        config.ray_kwargs.ray_init = {"runtime_env": runtime_env}
+        config.ray_kwargs.ray_init = {key: value for key, value in given.items() if key not in OF_A_NEW_CLUSTER}
 
 
 def _report(error: Exception, config: DictConfig) -> None:

@@ -53,3 +53,31 @@ def test_a_refused_run_says_one_line_exits_with_1_and_keeps_the_traceback(tmp_pa
         error.startswith("error: ConfigError: soup.mixed_fractoin=1: expected no such key") and error.count("\n") == 1
     )
     assert "Traceback" in (tmp_path / "run" / "error.txt").read_text()
+
+
+@pytest.mark.parametrize(("device", "sent"), [("cpu", {"SOUP_IMPORT": "mine", "VERL_PLATFORM": "cpu"}), ("cuda", None)])
+def test_a_cluster_that_is_up_keeps_its_resources_and_is_told_what_the_run_needs(monkeypatch, device, sent):
+    monkeypatch.setenv("SOUP_IMPORT", "mine")
+    monkeypatch.setenv("VERL_PLATFORM", "cpu")
+    ray_init = {"address": "local", "num_cpus": 32, "num_gpus": 1, "object_store_memory": 9, "include_dashboard": False}
+    kept = {"log_to_driver": False, "runtime_env": {"py_executable": None, "env_vars": {"A": "1"}}}
+    config = OmegaConf.create({"trainer": {"device": device}, "ray_kwargs": {"ray_init": {**ray_init, **kept}}})
+    OmegaConf.set_struct(config, True)
+    run.join_cluster(config)
+    left = OmegaConf.to_container(config.ray_kwargs.ray_init)
+    env = left["runtime_env"].pop("env_vars")
+    assert left == {"log_to_driver": False, "runtime_env": {"py_executable": None}}
+    expected = {"A": "1", **(sent or {"SOUP_IMPORT": "mine"})}
+    assert {name: env[name] for name in expected} == expected
+    assert ("VERL_PLATFORM" in env) is (device == "cpu")
+
+
+@pytest.mark.parametrize("path", [None, "pkg://soup_verl.reward", "pkg://soup_verl/reward", __file__])
+def test_a_reward_function_may_be_a_file_or_an_installed_module(path):
+    run.check_reward_path(path)
+
+
+@pytest.mark.parametrize("path", ["pkg://soup_verl.no_such", "pkg://no_such.reward", "no/such/reward.py"])
+def test_a_reward_function_that_is_not_there_is_refused_by_its_key(path):
+    with pytest.raises(ConfigError, match="reward.custom_reward_function.path=.*expected a Python file, or pkg://"):
+        run.check_reward_path(path)
