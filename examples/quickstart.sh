@@ -6,7 +6,8 @@
 #   STEPS=20 bash examples/quickstart.sh              shorter
 #   bash examples/quickstart.sh soup.lookahead.age=8  any setting of the recipe, for both runs
 #
-# Needs Python 3.11 or 3.12 and a C compiler. A run that was interrupted goes on from its last checkpoint.
+# Needs Python 3.11 or 3.12 and a C compiler. Both runs share one set of processes, one after the other. A run that has
+# finished is not repeated, one that was interrupted goes on from its last checkpoint; OUT=... starts afresh elsewhere.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -60,19 +61,13 @@ SOUP=(
   soup.prefix_length.high=12
 )
 
-train() { # NAME MIXED_FRACTION [overrides...]
-  local folder=$OUT/$1 fraction=$2
-  shift 2
-  echo "== $(basename "$folder"): $STEPS steps, log in $folder/log.txt"
-  mkdir -p "$folder"
-  "$PYTHON" -m recipe.soup.main_soup platform=cpu hydra.run.dir="$folder/hydra" trainer.default_local_dir="$folder" \
-    "${DATA[@]}" "${MODEL[@]}" "${ACTOR[@]}" "${ROLLOUT[@]}" "${REWARD[@]}" "${TRAINER[@]}" "${SOUP[@]}" \
-    soup.mixed_fraction="$fraction" "$@" >"$folder/log.txt" 2>&1 &
-  "$PYTHON" examples/quickstart/progress.py --run "$folder" --steps "$STEPS" --process $!
-  wait $! || { tail -n 3 "$folder/log.txt" >&2; exit 1; }
-}
-
-train grpo 0 "$@"
-train soup "$MIXED_FRACTION" "$@"
+mkdir -p "$OUT"
+echo "== $STEPS steps each, log in $OUT/log.txt"
+"$PYTHON" -m recipe.soup.main_series --out "$OUT" \
+  --run grpo soup.mixed_fraction=0 --run soup soup.mixed_fraction="$MIXED_FRACTION" \
+  -- platform=cpu "${DATA[@]}" "${MODEL[@]}" "${ACTOR[@]}" "${ROLLOUT[@]}" "${REWARD[@]}" "${TRAINER[@]}" "${SOUP[@]}" "$@" \
+  >"$OUT/log.txt" 2>&1 &
+"$PYTHON" examples/quickstart/progress.py --runs "$OUT/grpo" "$OUT/soup" --steps "$STEPS" --process $!
+wait $! || { tail -n 3 "$OUT/log.txt" >&2; exit 1; }
 "$PYTHON" examples/quickstart/summarize.py --grpo "$OUT/grpo" --soup "$OUT/soup" \
   --source "$SOURCE" --mixed-fraction "$MIXED_FRACTION" --out "$OUT"

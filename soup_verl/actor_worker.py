@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from tensordict import TensorDict
 from verl.experimental.separation.engine_workers import DetachActorWorker
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.utils import tensordict_utils as tu
+from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.metric import Metric
+from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import no_padding_2_padding, response_to_nested
 
 from soup_verl import core_algos, metrics
@@ -94,11 +99,32 @@ class SegmentLoss:
 class SoupActorWorker(DetachActorWorker):
     """One FSDP rank. Kept policies are this rank's shards, in `cpu_saved_models` by version."""
 
+    loss_fn: Any
+
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self) -> None:
         super().init_model()
         if "actor" in self.role:
             self.actor.set_loss_fn(SegmentLoss(self.loss_fn))
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def start_anew(self, config: DictConfig) -> None:
+        """Initial weights, a new optimizer and another run's losses; kept policies are dropped.
+
+        Args:
+            config: `actor_rollout_ref` of that run. What the model and its sharding depend on must be as it was.
+        """
+        self.config = config
+        actor_config = omega_conf_to_dataclass(config.actor)
+        actor_config.model_config = self.loss_fn.keywords["config"].model_config
+        self.loss_fn = partial(ppo_loss, config=actor_config)
+        self.cpu_saved_models: dict[Any, Any] = {}
+        engine = self.actor.engine
+        engine.module = engine.optimizer = engine.lr_scheduler = engine.checkpoint_manager = None
+        gc.collect()  # FSDP modules hold themselves in cycles
+        engine.optimizer_config = actor_config.optim
+        self.actor.reset()
+        self.actor.set_loss_fn(SegmentLoss(self.loss_fn))
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save_model_to_cpu(self, n: Any) -> None:

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -344,6 +344,8 @@ def _parse(cls: Any, section: Any, path: str) -> Any:
         if dataclasses.is_dataclass(hint):
             values[key] = _parse(hint, value, f"{path}.{key}")
         else:
+            if isinstance(value, Sequence) and not isinstance(value, str):
+                value = list(value)  # OmegaConf has a list class of its own
             _check_type(f"{path}.{key}", value, hint)
             values[key] = value
     return cls(**values)

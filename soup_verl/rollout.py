@@ -19,10 +19,12 @@ import numpy as np
 import ray
 import torch
 import transfer_queue as tq
+from omegaconf import DictConfig
 from verl.experimental.agent_loop import AgentLoopWorker
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, DictConfigWrap, register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.ppo.v1 import AgentLoopManagerTQ, AgentLoopWorkerTQ
+from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import TokenOutput
 
@@ -171,6 +173,13 @@ class SoupAgentLoopWorker(AgentLoopWorker):
                     f"{kwargs.get('index')} (data_source={kwargs.get('data_source')!r}): expected a finite number"
                 )
 
+    def take_up(self, config: DictConfig) -> None:
+        """Serve another run from now on; its model and tools must be as they were."""
+        self.config = config
+        self.rollout_config = omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
+        self._soup = SoupConfig.parse(config.soup)
+        self._prompt_builder = None
+
     def take_errors(self) -> list[str]:
         """Why sessions failed since the last call, a line each."""
         errors, self._errors = self._errors, []
@@ -274,6 +283,12 @@ class SoupAgentLoopManager(AgentLoopManagerTQ):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.agent_loop_workers_class = ray.remote(SoupAgentLoopWorker)
+
+    def take_up(self, config: DictConfig) -> None:
+        """Serve another run from now on, with the same workers."""
+        self.config = config
+        self.rollout_config = config.actor_rollout_ref.rollout
+        ray.get([worker.take_up.remote(config) for worker in self.agent_loop_workers])
 
     def sample_prefixes(
         self,

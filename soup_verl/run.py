@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from soup_verl import preflight
 from soup_verl.config import ConfigError, SoupConfig
 from soup_verl.run_rules import check_run
+from soup_verl.series import is_finished
 
 
 def run(config: DictConfig) -> None:
@@ -24,15 +26,25 @@ def run(config: DictConfig) -> None:
     With `soup.preflight_only` it ends after the report.
     The full traceback goes to `error.txt` in `trainer.default_local_dir`.
     """
+    use_platform(config)
+    prepare(config)
+    if not config.soup.preflight_only:
+        train(config)
+
+
+def use_platform(config: DictConfig) -> None:
+    """Make this process, and those it will start, use the platform that `config` asks for."""
     if config.trainer.device == "cpu":
         from soup_verl import cpu
 
         cpu.enable()
+
+
+def prepare(config: DictConfig) -> None:
+    """Check `config` and report on it; nothing is started yet."""
     try:
         check(config)
         preflight.start(config)
-        if not config.soup.preflight_only:
-            _train(config)
     except Exception as error:
         _report(error, config)
         sys.exit(1)
@@ -109,16 +121,20 @@ def check_data_files(key: str, files: Any, prompt_column: str) -> None:
                 raise ConfigError(key, file, f"a parquet file with the column {prompt_column!r}, not only {columns}")
 
 
-def _train(config: DictConfig) -> None:
+def train(config: DictConfig, further: Sequence[DictConfig] = ()) -> None:
+    """Start Ray and the processes that `config` asks for, train, and then train the `further` runs on them."""
     import ray
     from verl.trainer.main_ppo import run_ppo
 
-    from soup_verl.task_runner import SoupTaskRunner
+    from soup_verl.task_runner import SoupTaskRunner, series_task_runner
 
     if os.environ.get("RAY_ADDRESS"):
         join_cluster(config)
     try:
-        run_ppo(config, task_runner_class=ray.remote(SoupTaskRunner))
+        run_ppo(config, series_task_runner(further) if further else ray.remote(SoupTaskRunner))
+    except Exception as error:
+        _report(error, next(c for c in (config, *further) if not is_finished(c)))
+        sys.exit(1)
     finally:
         ray.shutdown()
 

@@ -7,9 +7,17 @@ together again.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 FILE = "metrics.jsonl"
+
+
+def open_in(folder: Path) -> None:
+    """Have verl's `file` logger of this process write into `folder` from now on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    set_aside(folder)
+    os.environ["VERL_FILE_LOGGER_PATH"] = str(folder / FILE)
 
 
 def set_aside(folder: Path) -> None:

@@ -6,13 +6,18 @@ import importlib
 import logging
 import os
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import ray
 from omegaconf import DictConfig
 from verl.trainer.main_ppo import TaskRunnerV1
 
 from soup_verl import run_log
+from soup_verl.series import Series
 
 _TaskRunner: Any = TaskRunnerV1.__ray_metadata__.modified_class.__ray_actor_class__
 
@@ -25,10 +30,8 @@ class SoupTaskRunner(_TaskRunner):
         VERL_FILE_LOGGER_PATH says otherwise.
         """
         _show_our_log()
-        folder = Path(config.trainer.default_local_dir).absolute()
-        folder.mkdir(parents=True, exist_ok=True)
-        run_log.set_aside(folder)
-        os.environ.setdefault("VERL_FILE_LOGGER_PATH", str(folder / run_log.FILE))
+        if "VERL_FILE_LOGGER_PATH" not in os.environ:
+            run_log.open_in(Path(config.trainer.default_local_dir).absolute())
 
         import soup_verl.trainer  # noqa: F401
 
@@ -37,6 +40,25 @@ class SoupTaskRunner(_TaskRunner):
         for module in filter(None, os.environ.get("SOUP_IMPORT", "").split(",")):
             importlib.import_module(module)
         super().run(config)
+
+
+class SeriesTaskRunner(SoupTaskRunner):
+    """The run it is given, then `further` ones on its processes."""
+
+    trainer: Any
+
+    def __init__(self, further: Sequence[DictConfig]):
+        super().__init__()
+        self._further = further
+
+    def init_agent_loop_manager(self) -> None:
+        super().init_agent_loop_manager()
+        self.trainer = Series(self.trainer, self._further)
+
+
+def series_task_runner(further: Sequence[DictConfig]) -> Any:
+    """What verl's `run_ppo` takes for a Ray actor class: its `remote()` makes a SeriesTaskRunner."""
+    return SimpleNamespace(remote=partial(ray.remote(SeriesTaskRunner).remote, further))
 
 
 def _show_our_log() -> None:

@@ -1,4 +1,4 @@
-"""A progress bar for a run whose output goes to a file: reads the steps from its metrics until the process ends."""
+"""Progress bars for runs whose output goes to a file: reads the steps from their metrics until the process ends."""
 
 from __future__ import annotations
 
@@ -25,14 +25,17 @@ def is_running(process: int) -> bool:
     return state != "Z"
 
 
+WAITING = "waiting (start-up takes about a minute)"
+
+
 def latest(folder: Path) -> tuple[int, str]:
     """The last step logged, and what to say of it."""
     try:
         steps = run_log.read(folder)
     except FileNotFoundError:
-        return 0, "starting (about a minute)"
+        return 0, WAITING
     if not steps:
-        return 0, "starting (about a minute)"
+        return 0, WAITING
     step = max(steps)
     accuracy = [value for data in steps.values() for name, value in data.items() if "/acc/mean@" in name]
     reward = steps[step].get("critic/score/mean")
@@ -42,19 +45,20 @@ def latest(folder: Path) -> tuple[int, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--steps", type=int, required=True, help="steps in all")
-    parser.add_argument("--process", type=int, required=True, help="process id of the run")
+    parser.add_argument("--runs", type=Path, nargs="+", required=True, help="folders of the runs")
+    parser.add_argument("--steps", type=int, required=True, help="steps of each")
+    parser.add_argument("--process", type=int, required=True, help="process id that trains them")
     args = parser.parse_args()
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns) as progress:
-        bar = progress.add_task("starting (about a minute)", total=args.steps)
-        while is_running(args.process):
-            step, text = latest(args.run)
-            progress.update(bar, completed=step, description=text)
-            time.sleep(1)
-        step, text = latest(args.run)
-        progress.update(bar, completed=step, description=text)
+    columns = (TextColumn("{task.fields[name]}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, TimeElapsedColumn()) as progress:
+        bars = {folder: progress.add_task("", total=args.steps, name=folder.name) for folder in args.runs}
+        running = True
+        while running:
+            running = is_running(args.process)
+            for folder, bar in bars.items():
+                step, text = latest(folder)
+                progress.update(bar, completed=step, description=text)
+            time.sleep(1 if running else 0)
 
 
 if __name__ == "__main__":

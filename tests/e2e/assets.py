@@ -1,6 +1,5 @@
 """A random model of 80 thousand parameters, a few prompts and rewards for the end-to-end runs."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -10,30 +9,37 @@ import torch
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart"
 
 REWARDS = '''
-def digits(data_source, solution_str, ground_truth, extra_info=None, **kwargs):
+def score(data_source, solution_str, ground_truth, extra_info=None, **kwargs):
+    """One function for every run, which the data set steers: runs that share processes share the function."""
+    return globals()[data_source](solution_str.strip(), ground_truth)
+
+
+def sums(text, gold):
     """Share of digits, and whether the answer is there: a random model gets a signal from it."""
-    text = solution_str.strip()
     share = sum(c.isdigit() for c in text) / max(1, len(text))
-    return {"score": 0.5 * share + 0.5 * (ground_truth in text), "acc": float(text == ground_truth), "pred": text}
+    return {"score": 0.5 * share + 0.5 * (gold in text), "acc": float(text == gold), "pred": text}
 
 
-def varied(data_source, solution_str, ground_truth, extra_info=None, **kwargs):
+def varied(text, gold):
     """Hardly ever the same for two responses, and nothing to be learnt: every group has a signal for ever."""
-    score = sum(map(ord, solution_str)) % 97 / 96
-    return {"score": score, "acc": float(solution_str == ground_truth), "pred": solution_str}
+    return {"score": sum(map(ord, text)) % 97 / 96, "acc": float(text == gold), "pred": text}
 
 
-def raising(data_source, solution_str, ground_truth, extra_info=None, **kwargs):
+def raising(text, gold):
     raise KeyError("no such column: gold")
 
 
-def not_a_number(data_source, solution_str, ground_truth, extra_info=None, **kwargs):
+def not_a_number(text, gold):
     return {"score": float("nan"), "acc": 0.0}
 '''
 
 
 def make(folder: Path) -> None:
-    """`model/`, `train.parquet` (24 prompts: three batches of eight) and its first 8, `val.parquet`, `rewards.py`."""
+    """A model, prompts and rewards.
+
+    `model/`; `train.parquet`: 24 prompts, three batches of eight; `val.parquet`: four others; two batches of four
+    whose reward is `varied`; and eight prompts each whose reward is `raising` or `not_a_number`; `rewards.py`.
+    """
     sys.path.insert(0, str(QUICKSTART))
     from prepare import build_model, build_tokenizer
 
@@ -44,18 +50,20 @@ def make(folder: Path) -> None:
     with torch.no_grad():
         model.lm_head.weight.mul_(20)  # far from uniform, so that a wrong log-prob shows
     model.save_pretrained(folder / "model")
-    rows = [
-        {
-            "data_source": "sums",
-            "prompt": [{"role": "user", "content": f"{i % 7}+{i % 5}="}],
-            "ability": "math",
-            "reward_model": {"style": "rule", "ground_truth": str(i % 7 + i % 5)},
-            "extra_info": {"index": i, "split": "train"},
-        }
-        for i in range(28)
-    ]
-    pd.DataFrame(rows[:24]).to_parquet(folder / "train.parquet")
-    pd.DataFrame(rows[:8]).to_parquet(folder / "two_batches.parquet")
-    pd.DataFrame(rows[24:]).to_parquet(folder / "val.parquet")
+    prompts = pd.DataFrame([_prompt(i) for i in range(28)])
+    prompts[:24].to_parquet(folder / "train.parquet")
+    prompts[24:].to_parquet(folder / "val.parquet")
+    for reward in ("varied", "raising", "not_a_number"):
+        prompts[:8].assign(data_source=reward).to_parquet(folder / f"{reward}.parquet")
     (folder / "rewards.py").write_text(REWARDS)
-    (folder / "done.json").write_text(json.dumps({}))
+
+
+def _prompt(index: int) -> dict:
+    a, b = index % 7, index % 5
+    return {
+        "data_source": "sums",
+        "prompt": [{"role": "user", "content": f"{a}+{b}="}],
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": str(a + b)},
+        "extra_info": {"index": index, "split": "train"},
+    }

@@ -1,11 +1,12 @@
-"""Runs are slow and each is looked at by several tests: make those the collected tests ask for, two at a time."""
+"""Runs are slow and each is looked at by several tests: make those that the collected tests ask for, two launches at a
+time."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
 from tests.e2e import assets
-from tests.e2e.runs import RUNS
+from tests.e2e.runs import LAUNCHES
 
 TOGETHER = 2
 
@@ -29,11 +30,16 @@ def made_assets(folder):
 
 @pytest.fixture(scope="session")
 def futures(request, folder, made_assets):
-    """All runs that the collected tests name in `@pytest.mark.runs(...)`, under way."""
+    """By name: all runs of the launches that the collected tests need, under way."""
     marks = [m for item in request.session.items for m in item.iter_markers("runs")]
-    wanted = dict.fromkeys(name for mark in marks for name in mark.args)
+    wanted = {name for mark in marks for name in mark.args}
+    assert wanted <= {name for launch in LAUNCHES for name in launch.names}, wanted
     pool = ThreadPoolExecutor(TOGETHER)
-    under_way = {name: pool.submit(RUNS[name], made_assets, folder / name) for name in wanted}
+    under_way = {}
+    for number, launch in enumerate(LAUNCHES):
+        if wanted & set(launch.names):
+            future = pool.submit(launch.make, made_assets, folder / str(number))
+            under_way |= dict.fromkeys(launch.names, future)
     yield under_way
     pool.shutdown(wait=True, cancel_futures=True)
 
@@ -45,6 +51,6 @@ def run(request, futures: dict[str, Future]):
 
     def finished(name: str):
         assert name in named, f"add {name!r} to the test's runs mark"
-        return futures[name].result()
+        return futures[name].result()[name]
 
     return finished

@@ -7,13 +7,15 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from soup_verl import run_log
+from soup_verl.series import FINISHED
 
 ROOT = Path(__file__).parents[2]
-LIMIT = 900  # seconds a run may take; most take 60 to 150, the one with all examples 250
+LIMIT = 1200  # seconds a launch may take; most take 60 to 150, the long series 400
 
 
 @dataclass
@@ -45,10 +47,10 @@ class Run:
         return {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in stored.items()}
 
 
-def command(assets: Path, folder: Path, *overrides: str) -> list[str]:
-    settings = {
+def settings(assets: Path) -> list[str]:
+    """What all runs have in common, as overrides."""
+    given = {
         "platform": "cpu",
-        "hydra.run.dir": folder / "hydra",
         "data.train_files": assets / "train.parquet",
         "data.val_files": assets / "val.parquet",
         "data.train_batch_size": 8,
@@ -61,45 +63,66 @@ def command(assets: Path, folder: Path, *overrides: str) -> list[str]:
         "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": 16,
         "actor_rollout_ref.rollout.n": 4,
         "actor_rollout_ref.rollout.max_model_len": 64,
-        "soup.lookahead.age": 2,
-        "soup.prefix_length.low": 2,
-        "soup.prefix_length.high": 8,
         "soup.sampling_seed": 1,
         "reward.custom_reward_function.path": assets / "rewards.py",
-        "reward.custom_reward_function.name": "digits",
+        "reward.custom_reward_function.name": "score",
         "trainer.v1.trainer_mode": "probed_soup_cpu",
-        "trainer.default_local_dir": folder,
         "trainer.total_epochs": 100,
         "trainer.val_before_train": False,
         "trainer.test_freq": -1,
         "trainer.save_freq": -1,
     }
-    given = [f"{key}={value}" for key, value in settings.items()]
-    flags = [o for o in overrides if o.startswith("--")]  # Hydra wants them first
-    values = [o for o in overrides if not o.startswith("--")]
-    return [sys.executable, "-m", "recipe.soup.main_soup", *flags, *given, *values]
+    return [f"{key}={value}" for key, value in given.items()]
 
 
-def launch(
-    assets: Path,
+PREFIXES = ("soup.lookahead.age=2", "soup.prefix_length.low=2", "soup.prefix_length.high=8")
+"""Settings of runs that mix; examples have their own."""
+
+
+def command(assets: Path, folder: Path, *overrides: str) -> list[str]:
+    own = (f"hydra.run.dir={folder}/hydra", f"trainer.default_local_dir={folder}")
+    return [sys.executable, "-m", "recipe.soup.main_soup", *settings(assets), *PREFIXES, *own, *overrides]
+
+
+def launch(assets: Path, folder: Path, *overrides: str, **how: Any) -> Run:
+    """Run the recipe to its end; `how` as for `execute`."""
+    started = time.monotonic()
+    code, output = execute(command(assets, folder, *overrides), folder, **how)
+    return Run(folder, code, output, time.monotonic() - started)
+
+
+def launch_series(assets: Path, folder: Path, runs: dict[str, tuple[str, ...]], *shared: str) -> dict[str, Run]:
+    """Several runs on one set of processes. The code of each is 0 if it finished, else that of the series."""
+    started = time.monotonic()
+    each = [part for name, overrides in runs.items() for part in ("--run", name, *overrides)]
+    arguments = ["--out", str(folder), *each, "--", "--config-dir=examples", *settings(assets), *shared]
+    code, output = execute([sys.executable, "-m", "recipe.soup.main_series", *arguments], folder)
+    seconds = time.monotonic() - started
+    return {
+        name: Run(folder / name, 0 if (folder / name / FINISHED).exists() else code or 1, output, seconds)
+        for name in runs
+    }
+
+
+def execute(
+    command: list[str],
     folder: Path,
-    *overrides: str,
+    *,
     kill_when: Path | None = None,
     kill_after: float = 0.0,
-    modules: str = "tests.e2e.probe",
     environment: dict[str, str] | None = None,
-) -> Run:
-    """Run the recipe to its end, or SIGKILL its driver `kill_after` seconds after the file `kill_when` appears."""
+) -> tuple[int, str]:
+    """Exit code and output of a command; SIGKILL comes `kill_after` seconds after the file `kill_when` appears."""
     folder.mkdir(parents=True, exist_ok=True)
     log, started = folder / f"output.{len(list(folder.glob('output.*')))}.txt", time.monotonic()
     with log.open("w") as file:
         process = subprocess.Popen(
-            command(assets, folder, *overrides),
+            command,
             cwd=ROOT,
             env={
                 **os.environ,
                 "SOUP_TEST_MARK": str(folder),
-                "SOUP_IMPORT": modules,
+                "SOUP_IMPORT": "tests.e2e.probe",
                 "PYTHONPATH": str(ROOT),
                 "TENSORBOARD_DIR": str(folder / "tensorboard"),
                 "WANDB_DIR": str(folder),
@@ -121,9 +144,8 @@ def launch(
         except subprocess.TimeoutExpired:
             process.terminate()
             process.wait(timeout=30)
-            raise AssertionError(f"the run took longer than {LIMIT} s; its end:\n{log.read_text()[-3000:]}") from None
-    (folder / "finished").touch()
-    return Run(folder, code, log.read_text(), time.monotonic() - started)
+            raise AssertionError(f"longer than {LIMIT} s; its end:\n{log.read_text()[-3000:]}") from None
+    return code, log.read_text()
 
 
 def survivors(folder: Path, within: float = 60.0) -> list[str]:

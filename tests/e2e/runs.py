@@ -1,4 +1,5 @@
-"""The runs that the end-to-end tests look at. Each is made once, when a test first asks for it."""
+"""The runs that the end-to-end tests look at, in `LAUNCHES`: each is made once, if a collected test asks for one of its
+runs."""
 
 import json
 import secrets
@@ -6,24 +7,36 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.e2e import examples
 from tests.e2e.cluster import TwoNodes
-from tests.e2e.launch import LIMIT, ROOT, Run, command, launch, survivors
-
-RUNS: dict[str, Callable[[Path, Path], Run]] = {}
+from tests.e2e.launch import LIMIT, PREFIXES, ROOT, Run, launch, launch_series, survivors
 
 
-def _add(name: str, *overrides: str) -> None:
-    RUNS[name] = lambda assets, folder: launch(assets, folder, *overrides)
+@dataclass(frozen=True)
+class Launch:
+    """One start of processes: the names of the runs it makes, and how."""
+
+    names: tuple[str, ...]
+    make: Callable[[Path, Path], dict[str, Run]]
+    """(assets, folder) -> the finished runs by name; each lies in the subfolder of its name."""
 
 
-_STEPS = "trainer.total_training_steps="
+def _single(name: str, make: Callable[[Path, Path], Run]) -> Launch:
+    return Launch((name,), lambda assets, folder: {name: make(assets, folder / name)})
+
+
+def _alone(name: str, *overrides: str) -> Launch:
+    return _single(name, lambda assets, folder: launch(assets, folder, *overrides))
+
+
+STEPS = "trainer.total_training_steps="
 
 # The conscience: verl's own trainer, estimator and manager, against ours with nothing mixed.
-_SAME = (f"{_STEPS}3", "trainer.save_freq=3", "soup.mixed_fraction=0", "trainer.test_freq=3")
-_add(
+_SAME = (f"{STEPS}3", "trainer.save_freq=3", "soup.mixed_fraction=0", "trainer.test_freq=3")
+_VERL_GRPO = _alone(
     "verl_grpo",
     *_SAME,
     "trainer.v1.trainer_mode=probed_sync_cpu",
@@ -31,46 +44,62 @@ _add(
     "actor_rollout_ref.rollout.agent.agent_loop_manager_class=null",
     "actor_rollout_ref.model.external_lib=soup_verl.rollout",  # for the seeds of `soup_agent` in verl's own worker
 )
-_add("soup_without_mixing", *_SAME)
 
-# Learning rate 0: the historical policy is the current one, so every log-prob can be compared.
-_add(
-    "frozen_warm",
-    f"{_STEPS}3",
-    "actor_rollout_ref.actor.optim.lr=0",
-    "soup.lookahead.age=1",
-    "soup.mixed_fraction=1",
-    "trainer.logger=[console,file,tensorboard,wandb]",
-)
+# Six steps of eight of 24 prompts: step 3 ends an epoch.
+_SIX = (f"{STEPS}6", "trainer.save_freq=3", "trainer.test_freq=2")
+
+
+def _series(assets: Path, folder: Path) -> dict[str, Run]:
+    """Every example, and the runs with one FSDP2 rank, on one set of processes."""
+    return launch_series(assets, folder, _series_runs(assets))
+
+
+def _series_runs(assets: Path | None) -> dict[str, tuple[str, ...]]:
+    small = (
+        f"data.train_files={assets}/varied.parquet",
+        "data.train_batch_size=4",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+        "actor_rollout_ref.rollout.n=8",
+    )
+    return {
+        "six_steps": (*PREFIXES, *_SIX),
+        "soup_without_mixing": _SAME,
+        # Learning rate 0: the historical policy is the current one, so every log-prob can be compared.
+        "frozen_warm": (
+            *PREFIXES,
+            f"{STEPS}3",
+            "actor_rollout_ref.actor.optim.lr=0",
+            "soup.lookahead.age=1",
+            "soup.mixed_fraction=1",
+            "trainer.logger=[console,file,tensorboard,wandb]",
+        ),
+        **{name: (*examples.overrides(name), *small, f"{STEPS}{examples.steps(name)}") for name in examples.names()},
+    }
+
 
 # Snapshots: kept policies are real copies, and prefixes come from them.
-_SNAPSHOT = ("soup.source=snapshot", "soup.snapshot.capacity=2", "trainer.save_freq=1", f"{_STEPS}4")
-_add(
+_SNAPSHOT = (*PREFIXES, "soup.source=snapshot", "soup.snapshot.capacity=2", "trainer.save_freq=1", f"{STEPS}4")
+_OFFLOAD = _alone(
     "snapshot_fsdp2",
     *_SNAPSHOT,
     "actor_rollout_ref.actor.fsdp_config.param_offload=true",
     "actor_rollout_ref.actor.fsdp_config.optimizer_offload=true",
     "trainer.test_freq=2",
 )
-_add("snapshot_fsdp", *_SNAPSHOT, "actor_rollout_ref.actor.strategy=fsdp")
 
 
-def _resumed_snapshot(assets: Path, folder: Path) -> Run:
-    """`snapshot_fsdp` as it was after step 2, resumed in another folder."""
-    whole = folder.parent / "snapshot_fsdp"
-    deadline = time.monotonic() + 2 * LIMIT
-    while not (whole / "finished").exists() and time.monotonic() < deadline:
-        time.sleep(1)
-    shutil.copytree(whole / "global_step_2", folder / "global_step_2")
-    (folder / "latest_checkpointed_iteration.txt").write_text("2")
-    return launch(assets, folder, *_SNAPSHOT, "actor_rollout_ref.actor.strategy=fsdp")
-
-
-RUNS["snapshot_resumed"] = _resumed_snapshot
-
-# Six steps of eight of 24 prompts: step 3 ends an epoch.
-_SIX = (f"{_STEPS}6", "trainer.save_freq=3", "trainer.test_freq=2")
-_add("six_steps", *_SIX)
+def _fsdp(assets: Path, folder: Path) -> dict[str, Run]:
+    """FSDP1: a run, the same resumed from its second step, and one whose reward function raises."""
+    runs = {
+        "snapshot_fsdp": _SNAPSHOT,
+        "snapshot_resumed": (
+            *_SNAPSHOT,
+            "trainer.resume_mode=resume_path",
+            f"trainer.resume_from_path={folder}/snapshot_fsdp/global_step_2",
+        ),
+        "reward_raises": (f"{STEPS}3", f"data.train_files={assets}/raising.parquet"),
+    }
+    return launch_series(assets, folder, runs, "actor_rollout_ref.actor.strategy=fsdp")
 
 
 def _resumed(assets: Path, folder: Path) -> Run:
@@ -87,66 +116,39 @@ def _resumed(assets: Path, folder: Path) -> Run:
     return launch(assets, folder, *_SIX)
 
 
-RUNS["resumed"] = _resumed
-
-# Every example: one run for all that a running stack can change, one for dynamic sampling.
-SWEEP = (
-    "trainer.v1.trainer_mode=sweep_soup_cpu",
-    f"{_STEPS}{examples.STEPS * len(examples.in_one_run())}",
-    "data.train_batch_size=4",
-    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
-    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=32",
-    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=32",
-    "actor_rollout_ref.rollout.n=8",
-    "actor_rollout_ref.actor.optim.lr=3e-5",  # a hundred steps without a collapse
-    "reward.custom_reward_function.name=varied",
-)
-
-
-def _examples(assets: Path, folder: Path) -> Run:
-    folder.mkdir(parents=True)
-    overrides = (*SWEEP, f"data.train_files={assets}/two_batches.parquet")
-    given = command(assets, folder, *overrides)[3:]
-    given = [o for o in given if not o.startswith("soup.prefix_length")]  # the examples' own, and the defaults
-    settings = {
-        "base": examples.compose(None, given),
-        "examples": [
-            {"name": name, "config": examples.compose(name, examples.for_cpu(name, given))}
-            for name in examples.in_one_run()
-        ],
+def _two_ranks(assets: Path, folder: Path) -> dict[str, Run]:
+    """Two FSDP1 ranks over gloo, and a run whose reward is not a number."""
+    ranks = ("trainer.n_gpus_per_node=2", "actor_rollout_ref.actor.strategy=fsdp")
+    runs = {
+        # With a learning rate of 1e-8 they train, and yet every log-prob can be compared.
+        "two_ranks": (
+            *PREFIXES,
+            f"{STEPS}4",
+            "soup.lookahead.age=1",
+            "trainer.save_freq=4",
+            "soup.prefix_objective=masked",
+            "actor_rollout_ref.actor.optim.lr=1e-8",
+            "actor_rollout_ref.rollout.temperature=0.7",
+        ),
+        "reward_is_nan": (
+            f"{STEPS}3",
+            f"data.val_files={assets}/not_a_number.parquet",
+            "trainer.val_before_train=true",
+        ),
     }
-    (folder / "sweep.json").write_text(json.dumps(settings))
-    return launch(assets, folder, *overrides, modules="tests.e2e.probe,tests.e2e.sweep")
+    return launch_series(assets, folder, runs, *ranks)
 
 
-RUNS["examples"] = _examples
-_add("dapo", "--config-dir=examples", "neighbors=dapo", f"{_STEPS}2")
-
-# Two ranks over gloo. With a learning rate of 1e-8 they train, and yet every log-prob can be compared.
-_TWO = ("trainer.n_gpus_per_node=2", f"{_STEPS}4", "soup.lookahead.age=1", "trainer.save_freq=4")
-_add(
-    "two_ranks_fsdp2",
-    *_TWO,
-    "soup.prefix_objective=decoupled",
-    "soup.baseline=split",
-    "soup.behavior_log_probs=actor",
-)
-_add(
-    "two_ranks_fsdp",
-    *_TWO,
-    "soup.prefix_objective=masked",
-    "actor_rollout_ref.actor.strategy=fsdp",
-    "actor_rollout_ref.actor.optim.lr=1e-8",
-    "actor_rollout_ref.rollout.temperature=0.7",
-)
-
-# Two nodes: a worker node is lost after a checkpoint, comes back, and the run goes on.
+# Two nodes with an FSDP2 rank each: one is lost after a checkpoint, comes back, and the run goes on.
 _NODES = (
     "trainer.nnodes=2",
     "soup.source=snapshot",
     "soup.snapshot.capacity=2",
+    "soup.prefix_objective=decoupled",
+    "soup.baseline=split",
+    "soup.behavior_log_probs=actor",
     "trainer.save_freq=2",
-    f"{_STEPS}4",
+    f"{STEPS}4",
 )
 
 
@@ -170,8 +172,12 @@ def _when(file: Path, action: Callable[[], None]) -> None:
     action()
 
 
-RUNS["two_nodes"] = _two_nodes
-
-# Failures that only the running system can see.
-_add("reward_raises", f"{_STEPS}3", "reward.custom_reward_function.name=raising")
-_add("reward_is_nan", f"{_STEPS}3", "reward.custom_reward_function.name=not_a_number", "trainer.val_before_train=true")
+LAUNCHES = (  # the longest first
+    Launch(tuple(_series_runs(None)), _series),
+    _single("two_nodes", _two_nodes),
+    _single("resumed", _resumed),
+    Launch(("snapshot_fsdp", "snapshot_resumed", "reward_raises"), _fsdp),
+    Launch(("two_ranks", "reward_is_nan"), _two_ranks),
+    _OFFLOAD,
+    _VERL_GRPO,
+)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 # Learning rate 0, temperature 1.0, FSDP2; and 1e-8, temperature 0.7, FSDP on two ranks.
-RUNS = ("frozen_warm", "two_ranks_fsdp")
+RUNS = ("frozen_warm", "two_ranks")
 
 
 @pytest.fixture(params=[pytest.param(name, marks=pytest.mark.runs(name)) for name in RUNS])

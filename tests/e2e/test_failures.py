@@ -15,7 +15,7 @@ def test_a_reward_function_that_raises(run):
     last = failed.output.strip().splitlines()[-1]
     assert last.startswith("error: SessionsFailed: 32 responses failed at step 1; first: ")
     assert "no such column: gold" in last
-    assert survivors(failed.folder) == []
+    assert survivors(failed.folder.parent) == []
 
 
 @pytest.mark.runs("reward_is_nan")
@@ -24,7 +24,7 @@ def test_a_reward_function_that_returns_nan(run):
     assert failed.code == 1
     last = failed.output.strip().splitlines()[-1]
     assert "the reward function returned nan for a response to prompt index=" in last
-    assert survivors(failed.folder) == []
+    assert survivors(failed.folder.parent) == []
 
 
 def refused(assets, folder, *overrides):

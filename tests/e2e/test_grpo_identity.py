@@ -1,5 +1,7 @@
 """`mixed_fraction: 0` is GRPO, bit for bit: verl's own trainer, estimator and manager against ours.
 
+Theirs has its processes to itself, ours comes second in a series: a run in a series is what it would be alone.
+
 verl itself repeats a run bit for bit here once two things are fixed, and they are for both sides: the seed of every
 request to vLLM (`soup.sampling_seed`) and the order of rows in a batch (the probe sorts them; verl takes them as they
 arrive).
@@ -47,7 +49,7 @@ def test_same_losses(pair):
 def test_same_parameters_and_they_moved(pair):
     theirs, ours = (run.weights(3) for run in pair)
     assert theirs.keys() == ours.keys()
-    before = load_file(pair[0].folder.parent / "assets" / "model" / "model.safetensors")
+    before = load_file(pair[0].folder.parents[1] / "assets" / "model" / "model.safetensors")
     for name in theirs:
         assert torch.equal(theirs[name], ours[name]), name
         assert not torch.equal(theirs[name], before[name]), name

@@ -15,7 +15,7 @@ def finished(run):
 
 
 def test_tensorboard_has_what_the_file_has(finished):
-    board = EventAccumulator(str(finished.folder / "tensorboard"))
+    board = EventAccumulator(str(finished.folder.parent / "tensorboard"))
     board.Reload()
     for key in KEYS:
         in_file = {step: values[key] for step, values in finished.metrics().items() if key in values}
@@ -23,7 +23,7 @@ def test_tensorboard_has_what_the_file_has(finished):
 
 
 def test_wandb_was_handed_every_key(finished):
-    (log,) = (finished.folder / "wandb").glob("offline-run-*/*.wandb")
+    (log,) = (finished.folder.parent / "wandb").glob("offline-run-*/*.wandb")
     content = log.read_bytes()
     assert all(key.encode() in content for key in KEYS)
 

@@ -42,7 +42,7 @@ def test_the_buffer_keeps_the_newest_of_its_capacity(snapshots):
 
 def log_probs(run, version, row):
     """The response's log-probs under the policy of `version`, by a plain forward pass."""
-    model = AutoModelForCausalLM.from_pretrained(run.folder.parent / "assets" / "model", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(run.folder.parents[1] / "assets" / "model", dtype=torch.float32)
     model.load_state_dict(run.weights(version))
     ids = torch.cat([row["prompts"], row["responses"]])
     with torch.no_grad():

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from soup_verl import config, core_algos, mixing
 from soup_verl.checkpoint import TornCheckpoint
@@ -329,6 +330,12 @@ def test_the_yaml_spells_out_every_key():
 
     section = yaml.safe_load(RECIPE.read_text())["soup"]
     assert keys(section) == keys(dataclasses.asdict(SoupConfig()))
+
+
+def test_a_list_may_be_omegaconfs():
+    """Workers are handed the section as verl's configuration holds it."""
+    section = OmegaConf.create({"lookahead": {"age": [2, 8]}})
+    assert SoupConfig.parse(section) == SoupConfig.parse({"lookahead": {"age": [2, 8]}})
 
 
 def test_errors_keep_their_message_when_they_are_pickled():
