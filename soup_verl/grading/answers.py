@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from soup_verl.grading.latex_text import clean, is_upright, split_top, unwrap, words
-from soup_verl.grading.quantities import agree, parse_quantity, split_unit
+from soup_verl.grading.quantities import Quantity, agree, as_latex, parse_quantity, split_unit
 
 MAX_PARTS = 64  # of a list, tuple or matrix
 MAX_EXPRESSION = 400  # characters
@@ -177,10 +177,10 @@ class Comparison:
         gold_unit, pred_unit = split_unit(gold, self._clean_unit), split_unit(pred, self._clean_unit)
         if gold_unit.scale != pred_unit.scale or (gold_unit.unit and pred_unit.unit not in ("", gold_unit.unit)):
             return False
-        gold, pred = gold_unit.body.replace("°", ""), pred_unit.body.replace("°", "")
+        gold, pred = (as_latex(side.body.replace("°", "")) for side in (gold_unit, pred_unit))
         within = self.tolerance
-        if within is None and gold_number is None and pred_number is not None and pred_number.slack is not None:
-            within = float(pred_number.slack)
+        if within is None and gold_number is None and pred_number is not None:
+            within = _slack(pred_number)
         return self._ask(Question(gold, pred, within=within))
 
     def _ask(self, question: Question) -> bool:
@@ -189,11 +189,20 @@ class Comparison:
         commands = frozenset(re.findall(r"\\([A-Za-z]+)", gold))
         if not is_allowed(gold, commands):
             return False  # only its own spelling is right, and that was compared
-        if not is_allowed(pred, commands):
+        # The parser drops primes: x' would be x.
+        if not is_allowed(pred, commands) or gold.count("'") != pred.count("'"):
             raise Undecided("not_allowed")
         if _letters(question.gold) != _letters(question.pred):
             return False
         return self.decide(replace(question, gold=gold, pred=pred))
+
+
+def _slack(number: Quantity) -> float | None:
+    """The number's slack for a `Question`. Raises Undecided where no float holds it: 1.234567e9999."""
+    try:
+        return None if number.slack is None else float(number.slack)
+    except OverflowError:
+        raise Undecided("not_allowed") from None
 
 
 def _first(parts: Sequence[str], wanted: str, same: Callable[[str, str], bool]) -> int | None:

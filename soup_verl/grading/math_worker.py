@@ -42,6 +42,8 @@ WARM_UP = (
 _PR_SET_PDEATHSIG = 1
 _RELATIVE_PRECISION = 1e-12  # of two values that are to be equal; a decimal in an answer is read with 15 digits
 _DIGITS = 30  # working precision, decimal digits
+_EXACT_DIGITS = 400  # of a second look, where both are exact
+_EXACT_PRECISION = 300  # digits of those that have to agree
 
 
 class Unparsed(Exception):
@@ -86,11 +88,13 @@ def _symbolic_equal(gold: Any, pred: Any) -> bool:
     return bool(verify(gold, pred, strict=True, timeout_seconds=None))
 
 
-def _value(expression: Any) -> Any | None:
+def _value(expression: Any, digits: int = _DIGITS) -> Any | None:
     """The expression as a number, with its symbols at fixed points; None where it has no finite value there."""
     symbols = sorted(expression.free_symbols, key=str)
-    points = {s: Float("0.61803398874989484820", _DIGITS) + Float(sum(map(ord, s.name)) % 97) / 89 for s in symbols}
-    value = N(expression.subs(points), _DIGITS)
+    points = {
+        s: Float("0.61803398874989484820", digits) + Float(sum(map(ord, s.name)) % 97, digits) / 89 for s in symbols
+    }
+    value = N(expression.subs(points), digits)
     return value if value.is_number and value.is_finite else None
 
 
@@ -98,15 +102,25 @@ def _equal(gold: Any, pred: Any, within: float | None) -> bool:
     """Equal to math-verify, and in value.
 
     Math-verify rounds to 6 decimals and drops what is small: 1e-8 and 0 are equal to it. So the distance, relative to
-    the size, has to agree first. `within` is an absolute distance that replaces both: a tolerance, or what the digits
-    of a decimal answer leave open.
+    the size, has to agree first, to 12 digits where one is a decimal and to 300 where both are exact: sqrt(10^40+1) is
+    not 10^20. `within` is an absolute distance that replaces both: a tolerance, or what the digits of a decimal answer
+    leave open.
     """
     a, b = _value(gold), _value(pred)
     if a is None or b is None:  # an undefined function, say
         return bool(gold.free_symbols) and within is None and _symbolic_equal(gold, pred)
     if within is not None:
         return bool(Abs(a - b) <= within)
-    return bool(Abs(a - b) <= _RELATIVE_PRECISION * max(Abs(a), Abs(b))) and _symbolic_equal(gold, pred)
+    if not Abs(a - b) <= _RELATIVE_PRECISION * max(Abs(a), Abs(b)):
+        return False
+    return (gold.has(Float) or pred.has(Float) or _agree_exactly(gold, pred)) and _symbolic_equal(gold, pred)
+
+
+def _agree_exactly(gold: Any, pred: Any) -> bool:
+    a, b = _value(gold, _EXACT_DIGITS), _value(pred, _EXACT_DIGITS)
+    if a is None or b is None:
+        return False
+    return bool(Abs(a - b) <= Float(10, _EXACT_DIGITS) ** -_EXACT_PRECISION * max(Abs(a), Abs(b)))
 
 
 def serve(connection: socket.socket) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 ENOUGH_DIGITS = 6  # a decimal answer with this many significant digits may stand for what it rounds
+MAX_NUMBER = 1000  # characters; a longer one is right in the very spelling of the expected answer only
 
 _DECIMAL = r"(?:[0-9]{1,3}(?:[, ][0-9]{3})+(?:\.[0-9]*)?|[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 _SIGNED = rf"([+-]?{_DECIMAL})"
@@ -25,7 +26,10 @@ _TEXT = r"\\text\{[A-Za-z .,/-]*\}"
 _UNIT = re.compile(rf"(?:{_TEXT})(?:(?:/|\\cdot)?{_TEXT}|\^\{{-?[0-9]\}})*$")
 _BARE_UNIT = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}(?:/[A-Za-z]+)?(?:\^\{[23]\})?$")
 _SCALES = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_NO_UNIT = frozenset(["and", "or", "to", "mod", "not", "from", "through", "between", "none", "any", "all", "of", "is"])
+_NO_UNIT = frozenset(
+    "and or to mod not from through between none any all of is plus minus times over less more divided multiplied "
+    "squared cubed power root half factorial negative choose".split()
+)
 _SYNONYMS = (
     "m meter metre",
     "cm centimeter centimetre",
@@ -145,6 +149,8 @@ def parse_quantity(text: str, unit: str = "") -> Quantity | None:
         text: cleaned answer.
         unit: the unit the answer is asked in, cleaned too.
     """
+    if len(text) > MAX_NUMBER:
+        return None
     measured = split_unit(text, unit)
     number = _parse_unsigned(re.sub(r"^[+-]", "", measured.body))
     if number is None:
@@ -170,6 +176,16 @@ def _parse_unsigned(text: str) -> tuple[Fraction, Fraction | None, int] | None:
         if denominator:
             return int(whole or whole_before_slash or 0) + _signed(top or slash_top) / denominator, None, 0
     return None
+
+
+def as_latex(text: str) -> str:
+    r"""`text` with a plain number spelled as a LaTeX parser reads it: `1.5e3` is `1.5\cdot10^{3}`, not 1.5 times e times 3."""
+    sign, unsigned = ("-", text[1:]) if text.startswith("-") else ("", text.removeprefix("+"))
+    if match := _POWER.fullmatch(unsigned):
+        mantissa, exponent, lone_exponent = match.groups()
+        power = rf"10^{{{int(exponent or lone_exponent)}}}"
+        return sign + (rf"{re.sub('[, ]', '', mantissa)}\cdot{power}" if mantissa else power)
+    return sign + re.sub("[, ]", "", unsigned) if _PLAIN.fullmatch(unsigned) else text
 
 
 def _signed(text: str) -> Fraction:
