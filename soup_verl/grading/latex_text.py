@@ -6,8 +6,9 @@ Pure functions of strings, linear in their length; nothing here evaluates anythi
 from __future__ import annotations
 
 import re
+from collections import deque
 
-_BOX = r"\boxed"
+_BOX = re.compile(r"\\boxed\s{0,4}\{")
 _UNICODE = str.maketrans(
     {
         "\u2212": "-", "\u2013": "-", "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ", "\u00f7": "/",
@@ -68,14 +69,8 @@ def last_box(text: str, *, max_chars: int) -> tuple[str | None, str]:
 
 def _last_opening(text: str) -> int | None:
     """Where the content of the last box begins."""
-    at = len(text)
-    while (at := text.rfind(_BOX, 0, at)) >= 0:
-        brace = at + len(_BOX)
-        while brace < at + len(_BOX) + 4 and text[brace : brace + 1].isspace():
-            brace += 1
-        if text[brace : brace + 1] == "{":
-            return brace + 1
-    return None
+    last = deque(_BOX.finditer(text), maxlen=1)
+    return last[0].end() if last else None
 
 
 def clean(text: str) -> str:

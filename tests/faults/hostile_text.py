@@ -66,6 +66,32 @@ def hostile_texts(*, seed: int, each: int, canary: Path = Path("/tmp/canary")) -
             yield Attack(kind, text, gold)
 
 
+HANDWRITTEN = (
+    ("5'", "5"),  # each of the first nine was worth a point, or an exception, before it was put here
+    ("x'", "x"),
+    (r"5 \text{ squared}", "5"),
+    (r"\sqrt{10^{40}+1}", "10^{20}"),
+    (r"\pi+10^{-40}", r"\pi"),
+    ("1.00000e2", "2e"),
+    ("1.234567e9999", r"\sqrt{2}"),
+    (r"1.234567\times10^{9999}", r"\sqrt{2}"),
+    ("7" * 5000, "8" * 4000),
+    (r"9^{9^{9^9}}", "5"),
+    (r"10^{10^{10}}!", "5"),
+    (r"\boxed{" * 1000, "5"),
+    ("5\u202e", "5"),
+    ("5\x00", "5"),
+    ("\ud800", "5"),
+    ("__import__('os').system('id')", "5"),
+)
+
+
+def handwritten() -> Iterator[Attack]:
+    """A few that are worth keeping by name."""
+    for content, gold in HANDWRITTEN:
+        yield Attack("handwritten", box(content), gold)
+
+
 def box(content: str) -> str:
     return rf"Therefore the answer is $\boxed{{{content}}}$."
 
