@@ -37,7 +37,7 @@ def use_platform(config: DictConfig) -> None:
     if config.trainer.device == "cpu":
         from soup_verl import cpu
 
-        cpu.enable()
+        cpu.enable(loopback=starts_own_cluster(config))
 
 
 def prepare(config: DictConfig) -> None:
@@ -137,6 +137,11 @@ def train(config: DictConfig, further: Sequence[DictConfig] = ()) -> None:
         sys.exit(1)
     finally:
         ray.shutdown()
+
+
+def starts_own_cluster(config: DictConfig) -> bool:
+    """Whether Ray will run on this machine alone, for this run."""
+    return OmegaConf.select(config, "ray_kwargs.ray_init.address") == "local" and not os.environ.get("RAY_ADDRESS")
 
 
 OF_A_NEW_CLUSTER = ("address", "num_cpus", "num_gpus", "object_store_memory", "include_dashboard")

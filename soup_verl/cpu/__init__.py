@@ -19,9 +19,23 @@ ENVIRONMENT = {
 """Read by verl, vLLM and Ray; Ray's processes inherit it. A variable that is set already wins."""
 
 
-def enable() -> None:
-    """Make this process and every Ray process it starts use verl's platform `cpu`. Call before `ray.init`."""
-    for name, value in ENVIRONMENT.items():
+LOOPBACK = {
+    # Ray's switch for platforms without clusters: its node is 127.0.0.1 and everything it starts listens there, and so
+    # do verl's and TransferQueue's servers, which take the node's address. `_node_ip_address` cannot be a loopback one.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "VLLM_HOST_IP": "127.0.0.1",
+}
+"""What keeps a Ray cluster of our own on the loopback interface. Ray reads its part when it is imported."""
+
+
+def enable(*, loopback: bool = False) -> None:
+    """Make this process and every Ray process it starts use verl's platform `cpu`. Call before `ray` is imported.
+
+    Args:
+        loopback: listen on 127.0.0.1 only; not for a cluster that is up already, which has its addresses.
+    """
+    for name, value in (ENVIRONMENT | (LOOPBACK if loopback else {})).items():
         os.environ.setdefault(name, value)
     from verl.plugin.platform import platform_manager
 

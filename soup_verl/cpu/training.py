@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 from unittest import mock
 
@@ -14,14 +13,8 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDP
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from soup_verl.actor_worker import SoupActorWorker
+from soup_verl.cpu.rendezvous import join_gloo_group
 from soup_verl.trainer import SoupTrainer
-
-
-def join_gloo_group() -> None:
-    """verl would ask for the backend "cpu:gloo,cpu:gloo", which torch refuses; it leaves an existing group alone."""
-    if not torch.distributed.is_initialized():
-        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        torch.distributed.init_process_group(backend="gloo", rank=rank, world_size=world_size)
 
 
 _FSDP1 = "torch.distributed.fsdp._init_utils"

@@ -247,10 +247,10 @@ def code(r: random.Random, canary: Path) -> str:
             f"(lambda: open('{file}','w'))()",
             f"[c for c in ().__class__.__base__.__subclasses__() if c.__name__=='Popen'][0]('touch {file}',shell=True)",
             f"getattr(getattr(__builtins__,'__imp'+'ort__')('os'),'system')('touch {file}')",
-            f"sympify('open(\"{file}\",\"w\")')",
+            f'sympify(\'open("{file}","w")\')',
             f"Symbol('x').__class__.__mro__[-1].__subclasses__()[0].__init__.__globals__['os'].system('touch {file}')",
             f"parse_expr(\"open('{file}','w')\")",
-            f"lambdify([],'open(\"{file}\",\"w\")')()",
+            f'lambdify([],\'open("{file}","w")\')()',
             f"$(touch {file})",
             f"`touch {file}`; touch {file} | touch {file} && touch {file}",
             f"{{{{ ''.__class__.__mro__[1].__subclasses__() }}}} ${{jndi:{file}}} %(x)s {{0.__class__}}",
@@ -262,7 +262,9 @@ def code(r: random.Random, canary: Path) -> str:
             "kill 1\nfork\n",
         ]
     )
-    wrap = r.choice(["{}", r"\text{{{}}}", "1+{}", "x_{{{}}}", "{}!", r"\frac{{{}}}{{1}}", r"\operatorname{{{}}}", "'{}'"])
+    wrap = r.choice(
+        ["{}", r"\text{{{}}}", "1+{}", "x_{{{}}}", "{}!", r"\frac{{{}}}{{1}}", r"\operatorname{{{}}}", "'{}'"]
+    )
     return box(wrap.format(run))
 
 
@@ -271,7 +273,9 @@ def code(r: random.Random, canary: Path) -> str:
 
 def megabytes(r: random.Random) -> str:
     """One to two million characters, with a box before, behind or around."""
-    unit = r.choice(["9", "a ", "\\", "{", "}", r"\boxed", r"\boxed{", r"\boxed {", "\u0301", "🙂", r"\text{", "(", "\n"])
+    unit = r.choice(
+        ["9", "a ", "\\", "{", "}", r"\boxed", r"\boxed{", r"\boxed {", "\u0301", "🙂", r"\text{", "(", "\n"]
+    )
     bulk = unit * (r.randrange(1_000_000, 2_000_000) // len(unit))
     return r.choice([bulk, box(bulk), bulk + box("5"), box("5") + bulk, rf"\boxed{{5{bulk}"])
 
@@ -328,7 +332,9 @@ def boxes(r: random.Random) -> tuple[str, str]:
 
 def unbalanced(r: random.Random) -> str:
     """Braces and brackets in any order."""
-    return box("".join(r.choice(["{", "}", "(", ")", "[", "]", r"\{", r"\}", "5", r"\left", r"\right"]) for _ in range(80)))
+    return box(
+        "".join(r.choice(["{", "}", "(", ")", "[", "]", r"\{", r"\}", "5", r"\left", r"\right"]) for _ in range(80))
+    )
 
 
 # ---- answers that are almost right ----

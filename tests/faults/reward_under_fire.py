@@ -25,7 +25,7 @@ from tests.faults.hostile_text import SECRET, SECRET_NAME, Attack, handwritten, 
 THREADS = 8
 FIELDS = {"score": float, "acc": float, "format": float, "timeout": float, "error": str, "pred": str}
 REASONS = {"", "no_box", "unclosed_box", "empty_box", "too_long", "not_allowed", "unparsed", "timeout", "memory"}
-SPY = '''
+SPY = """
 import os, re, sys
 START, FOLDER = os.getpid(), {folder!r}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -48,7 +48,7 @@ def spy(event, arguments):
         os.close(os.open(FOLDER + "/" + told, os.O_CREAT | os.O_WRONLY))
     busy = False
 sys.addaudithook(spy)
-'''
+"""
 
 
 def spy_on_forks(folder: Path) -> None:

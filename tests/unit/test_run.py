@@ -72,6 +72,18 @@ def test_a_cluster_that_is_up_keeps_its_resources_and_is_told_what_the_run_needs
     assert ("VERL_PLATFORM" in env) is (device == "cpu")
 
 
+@pytest.mark.parametrize(
+    ("address", "environment", "own"),
+    [("local", {}, True), ("local", {"RAY_ADDRESS": "10.0.0.1:6379"}, False), (None, {}, False), ("auto", {}, False)],
+)
+def test_only_a_cluster_that_the_run_starts_itself_can_be_kept_on_loopback(monkeypatch, address, environment, own):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    config = OmegaConf.create({"ray_kwargs": {"ray_init": {"address": address} if address else {}}})
+    assert run.starts_own_cluster(config) is own
+
+
 @pytest.mark.parametrize("path", [None, "pkg://soup_verl.reward", "pkg://soup_verl/reward", __file__])
 def test_a_reward_function_may_be_a_file_or_an_installed_module(path):
     run.check_reward_path(path)

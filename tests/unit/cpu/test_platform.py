@@ -64,3 +64,13 @@ def test_enabling_sets_the_platform_here_and_in_child_processes_but_respects_the
     assert isinstance(platform_manager.get_platform(), PlatformCPU)
     assert {name: os.environ[name] for name in cpu.ENVIRONMENT} == {**cpu.ENVIRONMENT, "OMP_NUM_THREADS": "3"}
     assert pickle.loads(pickle.dumps(platform_manager.get_platform())).device_name == "cpu"
+
+
+def test_loopback_is_asked_for_by_name(process_settings):
+    for name in cpu.LOOPBACK:
+        os.environ.pop(name, None)
+    cpu.enable()
+    assert not set(cpu.LOOPBACK) & set(os.environ)
+    os.environ["VLLM_HOST_IP"] = "127.0.0.3"
+    cpu.enable(loopback=True)
+    assert {name: os.environ[name] for name in cpu.LOOPBACK} == {**cpu.LOOPBACK, "VLLM_HOST_IP": "127.0.0.3"}

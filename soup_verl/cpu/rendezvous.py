@@ -1,0 +1,42 @@
+"""Where the ranks of a CPU run meet: torch's store, on the loopback address where all of them are on this machine."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+
+import torch
+
+
+def join_gloo_group() -> None:
+    """verl would ask for the backend "cpu:gloo,cpu:gloo", which torch refuses; it leaves an existing group alone."""
+    if not torch.distributed.is_initialized():
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store = _loopback_store(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), rank, world_size)
+        torch.distributed.init_process_group(backend="gloo", store=store, rank=rank, world_size=world_size)
+
+
+def _loopback_store(host: str, port: int, rank: int, world_size: int) -> torch.distributed.Store | None:
+    """A store that nobody outside of this machine can reach; None, which is torch's own, for any other `host`.
+
+    torch's store listens on every interface whatever its address, unless it is handed a socket.
+    """
+    if not _is_loopback(host):
+        return None
+    listening = None
+    if rank == 0:
+        with socket.socket() as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind((host, port))
+            server.listen(128)
+            listening = server.detach()  # torch closes it
+    return torch.distributed.TCPStore(host, port, world_size, rank == 0, master_listen_fd=listening)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False  # a name, which may stand for several
+    return address.is_loopback and address.version == 4
