@@ -16,7 +16,6 @@ from soup_verl.actor_worker import SoupActorWorker
 from soup_verl.cpu.rendezvous import join_gloo_group
 from soup_verl.trainer import SoupTrainer
 
-
 _FSDP1 = "torch.distributed.fsdp._init_utils"
 
 

@@ -27,8 +27,9 @@ _UNIT = re.compile(rf"(?:{_TEXT})(?:(?:/|\\cdot)?{_TEXT}|\^\{{-?[0-9]\}})*$")
 _BARE_UNIT = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}(?:/[A-Za-z]+)?(?:\^\{[23]\})?$")
 _SCALES = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _NO_UNIT = frozenset(
-    "and or to mod not from through between none any all of is plus minus times over less more divided multiplied "
-    "squared cubed power root half factorial negative choose".split()
+    ["and", "or", "to", "mod", "not", "from", "through", "between", "none", "any", "all", "of", "is"]
+    + ["plus", "minus", "times", "over", "less", "more", "divided", "multiplied", "squared", "cubed", "power", "root"]
+    + ["half", "factorial", "negative", "choose"]
 )
 _SYNONYMS = (
     "m meter metre",
@@ -179,7 +180,10 @@ def _parse_unsigned(text: str) -> tuple[Fraction, Fraction | None, int] | None:
 
 
 def as_latex(text: str) -> str:
-    r"""`text` with a plain number spelled as a LaTeX parser reads it: `1.5e3` is `1.5\cdot10^{3}`, not 1.5 times e times 3."""
+    r"""`text`, a plain number in the way a LaTeX parser reads it: `1.5\cdot10^{3}`; `1.5e3` would be 1.5 times e times 3.
+
+    Anything but a plain number stays as it is.
+    """
     sign, unsigned = ("-", text[1:]) if text.startswith("-") else ("", text.removeprefix("+"))
     if match := _POWER.fullmatch(unsigned):
         mantissa, exponent, lone_exponent = match.groups()

@@ -368,7 +368,7 @@ def near_misses(r: random.Random) -> tuple[str, str]:
         (f"({n},{n}]", f"({n},{n})"),
         (f"{n}={n + 1}", f"{n + 1}"),
         (rf"\pm {n}", f"{n}"),
-        (rf"\infty", f"{n}"),
+        (r"\infty", f"{n}"),
         (rf"\frac{{{n}}}{{0}}", f"{n}"),
         (rf"{n}+0^{{-1}}", f"{n}"),
         (rf"\lfloor {n}.5 \rfloor", f"{n}"),

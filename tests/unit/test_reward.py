@@ -149,6 +149,12 @@ def test_tricks(trick):
     assert score(trick, "7")["score"] == 0.0
 
 
+def test_an_expected_answer_longer_than_python_reads_is_right_in_its_own_spelling():
+    gold = "8" * 5000
+    assert score(gold, gold)["score"] == 1.0
+    assert score("7" * 6000, gold)["score"] == 0.0
+
+
 def test_equal_answers_are_one_answer_in_pred():
     assert len({score(a, "5")["pred"] for a in ("0.5", ".50", r"\frac12", r"\dfrac{1}{2}", "1/2")}) == 1
     assert len({score(a, "5")["pred"] for a in (r"\sqrt2", r"\sqrt{2}", r" \sqrt {2} ")}) == 1

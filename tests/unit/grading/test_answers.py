@@ -180,3 +180,30 @@ def test_never_raises_on_text(text, multiple):
             assert comparison.same(gold, text) in (True, False)
         except Undecided as error:
             assert error.reason == "not_allowed"
+
+
+def undecided(gold, pred):
+    with pytest.raises(Undecided) as caught:
+        Comparison(decide=lambda question: True).same(gold, pred)
+    return caught.value.reason
+
+
+@pytest.mark.parametrize(("gold", "pred"), [("5", "5'"), ("x+1", "x'+1"), ("f''+1", "f'+1")])
+def test_a_prime_is_not_dropped(gold, pred):
+    assert undecided(gold, pred) == "not_allowed"
+
+
+@pytest.mark.parametrize("pred", ["1.234567e9999", r"-1.234567\times10^{9999}"])
+def test_a_decimal_whose_slack_no_float_holds_is_not_asked_about(pred):
+    assert undecided(r"\sqrt{2}", pred) == "not_allowed"
+
+
+@pytest.mark.parametrize(
+    ("gold", "pred", "asked_for"),
+    [("2e", "1.00000e2", r"1.00000\cdot10^{2}"), (r"\sqrt{2250000}", "1.5e3", r"1.5\cdot10^{3}")],
+)
+def test_powers_of_ten_are_asked_about_as_such(gold, pred, asked_for):
+    """1.00000e2 would be 1 times e times 2 to the parser."""
+    asked = []
+    Comparison(decide=lambda question: bool(asked.append(question))).same(gold, pred)
+    assert [question.pred for question in asked] == [asked_for]

@@ -64,6 +64,13 @@ def wait_until(condition, seconds=20.0):
         (r"10^{-30}\pi", "0.0", {}, False),
         (r"10^{-30}\pi", r"10^{-30}\cdot3", {}, False),
         (r"10^{-20}x", r"2\cdot10^{-20}x", {}, False),
+        # Equal in every digit that a float has.
+        ("10^{20}", r"\sqrt{10^{40}+1}", {}, False),
+        (r"\pi", r"\pi+10^{-250}", {}, False),
+        ("x", "x+10^{-40}", {}, False),
+        (r"10^{20}", r"\sqrt{10^{40}}", {}, True),
+        (r"\frac{\pi}{6}x", r"\frac{\pi x}{3}-\frac{\pi x}{6}", {}, True),
+        (r"\frac{\pi}{2}", r"0.5\pi", {}, True),
         ("(5x-7y+4)-(0)", "(-10x)-(-14y+8)", {"equation": True}, True),
         ("(5x-7y+4)-(0)", "(5x)-(7y+4)", {"equation": True}, False),
         ("(5x-7y+4)-(0)", "(x)-(x)", {"equation": True}, False),

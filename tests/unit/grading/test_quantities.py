@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soup_verl.grading.latex_text import clean
-from soup_verl.grading.quantities import agree, parse_quantity, split_unit, unit_name
+from soup_verl.grading.quantities import MAX_NUMBER, agree, as_latex, parse_quantity, split_unit, unit_name
 
 
 def read(text, unit=""):
@@ -133,3 +133,30 @@ def test_a_tolerance_is_absolute_and_includes_its_ends(pred, same):
 def test_fractions_agree_only_with_themselves(a, b):
     gold, pred = read(f"\\frac{{{a.numerator}}}{{{a.denominator}}}"), read(f"{b.numerator}/{b.denominator}")
     assert agree(gold, pred) is (a == b)
+
+
+@pytest.mark.parametrize(
+    ("text", "latex"),
+    [
+        ("1.5e3", r"1.5\cdot10^{3}"),
+        ("-2E-07", r"-2\cdot10^{-7}"),
+        (r"1,234\times10^{2}", r"1234\cdot10^{2}"),
+        ("10^{-3}", "10^{-3}"),
+        ("+1,234", "1234"),
+        ("-5", "-5"),
+        ("2e", "2e"),
+        (r"1,2\pi", r"1,2\pi"),
+    ],
+)
+def test_a_plain_number_is_spelled_as_a_parser_reads_it(text, latex):
+    assert as_latex(text) == latex
+
+
+def test_a_number_that_python_would_not_read_is_none():
+    assert read("7" * MAX_NUMBER) is not None and read("7" * (MAX_NUMBER + 1)) is None
+    assert read("0." + "7" * 5000) is None
+
+
+@pytest.mark.parametrize("words", ["minus one", "squared", "plus two", "times three", "factorial"])
+def test_words_that_calculate_are_no_unit(words):
+    assert read(rf"5\text{{ {words}}}") is None
