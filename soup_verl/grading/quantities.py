@@ -180,7 +180,7 @@ def _parse_unsigned(text: str) -> tuple[Fraction, Fraction | None, int] | None:
 
 
 def as_latex(text: str) -> str:
-    r"""`text`, a plain number in the way a LaTeX parser reads it: `1.5\cdot10^{3}`; `1.5e3` would be 1.5 times e times 3.
+    r"""`text`, a plain number as a LaTeX parser reads it: `1.5\cdot10^{3}`, where `1.5e3` would be 1.5 times e times 3.
 
     Anything but a plain number stays as it is.
     """
