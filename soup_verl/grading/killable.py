@@ -146,7 +146,8 @@ class CheckPool:
 
     Args:
         memory_limit: bytes a worker may take on top of the imported libraries.
-        max_workers: processes at most; a check that finds all of them busy waits, within its own limit.
+        max_workers: processes at most; a check that finds all of them busy waits until one is free, at most as long as
+            their limits, and that is not taken off its own.
     """
 
     def __init__(self, *, memory_limit: int = MEMORY_LIMIT, max_workers: int = MAX_WORKERS):

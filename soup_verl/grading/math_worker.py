@@ -7,7 +7,8 @@ answer, so it always has time to fork and kill.
     parent ──control──► this process: "fork" + a socket -> pid;  "kill <pid>" -> done
     parent ──socket───► a fork: {"gold", "pred", ...} as a JSON line -> {"equal": true} or {"error": "..."}
 
-Every line is JSON or a plain word; nothing is unpickled or evaluated.
+Every line is JSON or a plain word; nothing is unpickled. Of an answer's text sympy evaluates its numbers, digits and a
+point, and nothing else (`Integer (12 )`).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from soup_verl.grading.killable import shared_pool
 from soup_verl.reward import compute_score
 from tests.faults.hostile_text import SECRET, SECRET_NAME, Attack, handwritten, hostile_texts
 
-THREADS = 8
+THREADS = 4
 FIELDS = {"score": float, "acc": float, "format": float, "timeout": float, "error": str, "pred": str}
 REASONS = {"", "no_box", "unclosed_box", "empty_box", "too_long", "not_allowed", "unparsed", "timeout", "memory"}
 SPY = """

@@ -18,7 +18,7 @@ from tests.faults.hostile_text import MAKERS, handwritten, hostile_texts
 ROOT = Path(__file__).parents[2]
 KINDS = len(MAKERS) + 1  # and `code`
 EACH = 150
-LIMIT_S = 0.5
+LIMIT_S = 0.3
 
 
 def digest(attacks):

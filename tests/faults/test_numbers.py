@@ -175,6 +175,7 @@ def verls_loss(log_ratio, advantage, mask=1.0):
     return loss, log_probs.grad
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
 @pytest.mark.parametrize("log_ratio", [100.0, -100.0, -INF])
 def test_the_loss_of_a_log_ratio_of_100_is_finite(log_ratio, advantage):
@@ -183,6 +184,7 @@ def test_the_loss_of_a_log_ratio_of_100_is_finite(log_ratio, advantage):
     assert gradient[0, 0] == 0  # clipped, on either side
 
 
+@pytest.mark.e2e
 def test_a_nan_log_prob_shows_in_the_loss_and_trains_nothing():
     """The limit on the ratio stops its gradient; the NaN of a model's own logits comes back in the next operation."""
     loss, gradient = verls_loss(NAN, 1.0)
@@ -196,12 +198,14 @@ def test_nan_logits_reach_the_gradient():
     assert logits.grad.isnan().any()  # verl's FSDP engine drops an update whose gradient norm is not finite
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("advantage", [NAN, INF, -INF])
 def test_a_bad_advantage_reaches_the_gradient(advantage):
     _, gradient = verls_loss(0.0, advantage)
     assert not gradient.isfinite().all()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("bad", [NAN, INF])
 def test_advantages_are_zero_where_verls_loss_would_read_what_its_mask_hides(bad):
     """0 times NaN: the loss is finite and its gradient is not. `token_advantages` leaves nothing to read there."""
