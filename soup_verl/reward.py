@@ -2,7 +2,7 @@ r"""The reward for mathematics: 1 for a response whose last `\boxed{}` holds the
 
     reward.custom_reward_function.path=pkg://soup_verl.reward reward.custom_reward_function.name=compute_score
 
-verl calls `compute_score` in threads of its reward workers. It never raises on a response and never evaluates one:
+verl calls `compute_score` in threads of its reward workers. It never raises on a response and runs none as code:
 `answers.py` takes structure, words and numbers apart in plain Python, and what is left, one expression made of
 whitelisted LaTeX, is compared by math-verify in a process that is killed when its time is over (`killable.py`).
 """
