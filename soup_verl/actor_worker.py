@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,24 @@ class SoupActorWorker(DetachActorWorker):
         super().init_model()
         if "actor" in self.role:
             self.actor.set_loss_fn(SegmentLoss(self.loss_fn))
+            self._skipped_updates = 0
+            self.actor.engine.optimizer_step = self._counting(self.actor.engine.optimizer_step)
+
+    def _counting(self, optimizer_step: Callable[[], float]) -> Callable[[], float]:
+        """verl's engine leaves out an update whose gradient norm is not finite, and tells nobody but its log."""
+
+        def step() -> float:
+            norm = optimizer_step()
+            self._skipped_updates += not math.isfinite(norm)
+            return norm
+
+        return step
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def take_skipped_updates(self) -> int:
+        """Updates since the last call that were left out because the gradient's norm was not finite."""
+        skipped, self._skipped_updates = self._skipped_updates, 0
+        return skipped
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def start_anew(self, config: DictConfig) -> None:

@@ -253,12 +253,14 @@ class SoupConfig:
     shaped_gamma: float = 0.1
     prefix_correction: str = "none"
     baseline: str = "shared"
+    max_skipped_steps: int = 3
     seed: int = 0
     sampling_seed: int | None = None
     preflight_only: bool = False
 
     def __post_init__(self) -> None:
         _require_share("soup.mixed_fraction", self.mixed_fraction)
+        _require_int("soup.max_skipped_steps", self.max_skipped_steps, minimum=1)
         self.mixed_fraction_schedule.check("soup.mixed_fraction_schedule")
         if self.mixed_fraction_schedule.final is not None:
             _require_share("soup.mixed_fraction_schedule.final", self.mixed_fraction_schedule.final)

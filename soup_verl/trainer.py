@@ -58,6 +58,17 @@ class SessionsFailed(PortableError):
         super().__init__(f"{len(errors)} responses failed at step {step}; first: {errors[0]}")
 
 
+class GradientsNotFinite(PortableError):
+    """Step after step an update had to be left out."""
+
+    def __init__(self, steps: int, step: int):
+        super().__init__(
+            f"the gradient was not finite at step {step} and in {steps} steps in a row: expected less than "
+            f"soup.max_skipped_steps={steps}. No such update was made: look at the rewards and log-probs of these "
+            "steps, lower the learning rate, or go on from an earlier checkpoint."
+        )
+
+
 @register_trainer("soup")
 class SoupTrainer(PPOTrainerSync):
     """Single-sample mix-policy training on verl's V1 trainer. With `soup.mixed_fraction=0` it is verl's GRPO."""
@@ -70,6 +81,7 @@ class SoupTrainer(PPOTrainerSync):
         self._solved = SolvedRates(self._soup.when)
         self._collapse = CollapseWatch(self._soup.kl_control.min_prefix_kl, self._soup.kl_control.patience)
         self._source: PrefixSource | None = None
+        self._skipped_steps = 0
         super().__init__(config)
 
     # ------------------------------ set up ------------------------------
@@ -265,7 +277,15 @@ class SoupTrainer(PPOTrainerSync):
         sums = {key.removeprefix(prefix): metrics.pop(key) for key in list(metrics) if key.startswith(prefix)}
         if sums:
             metrics.update(finish_update_metrics(sums))
+        self._count_skipped_updates(metrics)
         return batch
+
+    def _count_skipped_updates(self, metrics: dict) -> None:
+        skipped = max(self.actor_rollout_wg.take_skipped_updates())
+        metrics["soup/skipped_updates_total"] = float(skipped)
+        self._skipped_steps = self._skipped_steps + 1 if skipped else 0
+        if self._skipped_steps >= self._soup.max_skipped_steps:
+            raise GradientsNotFinite(self._skipped_steps, self.global_steps)
 
     def on_step_end(self) -> None:
         if self._source:

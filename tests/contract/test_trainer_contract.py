@@ -20,7 +20,7 @@ from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.trainer.ppo.v1 import PPOTrainer, PPOTrainerSync, get_trainer_cls
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.utils.config import validate_config
-from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDPEngineWithValueHead
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngine, FSDPEngineWithLMHead, FSDPEngineWithValueHead
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from verl.workers.utils.losses import ppo_loss
 
@@ -103,6 +103,17 @@ def test_verls_trainer_sets_the_attributes_we_read(attribute):
     assert f"self.{attribute} = " in inspect.getsource(PPOTrainer) or f"self.{attribute}: " in inspect.getsource(
         PPOTrainer
     )
+
+
+def test_verls_engine_leaves_out_an_update_that_is_not_finite_and_returns_its_norm():
+    assert in_order(
+        FSDPEngine.optimizer_step,
+        "if not torch.isfinite(grad_norm):",
+        "self.optimizer.zero_grad()",
+        "self.optimizer.step()",
+        "return grad_norm.item()",
+    )
+    assert "self.optimizer_step()" in inspect.getsource(FSDPEngine.__mro__[1])
 
 
 # ---- order of events ----

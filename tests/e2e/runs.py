@@ -74,6 +74,14 @@ def _series_runs(assets: Path | None) -> dict[str, tuple[str, ...]]:
             "trainer.logger=[console,file,tensorboard,wandb]",
         ),
         **{name: (*examples.overrides(name), *small, f"{STEPS}{examples.steps(name)}") for name in examples.names()},
+        "gradient_overflow": (  # the last: it fails
+            f"{STEPS}3",
+            "trainer.save_freq=1",
+            f"data.train_files={assets}/huge.parquet",
+            "algorithm.norm_adv_by_std_in_grpo=false",
+            "soup.mixed_fraction=0",
+            "soup.max_skipped_steps=2",
+        ),
     }
 
 

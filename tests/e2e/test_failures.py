@@ -4,6 +4,8 @@ import subprocess
 
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.e2e.launch import ROOT, command, survivors
 
@@ -25,6 +27,18 @@ def test_a_reward_function_that_returns_nan(run):
     last = failed.output.strip().splitlines()[-1]
     assert "the reward function returned nan for a response to prompt index=" in last
     assert survivors(failed.folder.parent) == []
+
+
+@pytest.mark.runs("gradient_overflow")
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights_and_ends_the_run(run):
+    """Finite rewards of up to 2e38; the second step in a row is one too many."""
+    failed = run("gradient_overflow")
+    assert failed.code == 1
+    assert "error: GradientsNotFinite: the gradient was not finite at step 2" in failed.output
+    assert failed.metrics()[1]["soup/skipped_updates_total"] == 1
+    start = load_file(failed.folder.parents[1] / "assets" / "model" / "model.safetensors")
+    for name, tensor in failed.weights(1).items():
+        assert torch.equal(tensor, start[name]), name
 
 
 def refused(assets, folder, *overrides):

@@ -237,3 +237,13 @@ def test_damaged_or_foreign_snapshots_are_refused_by_their_path(tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=str(path)):
         worker.read_kept_policies(str(tmp_path), [3])
+
+
+def test_updates_with_a_gradient_that_is_not_finite_are_counted_once():
+    norms = iter([1.0, float("nan"), float("inf"), 0.5])
+    worker = SoupActorWorker.__new__(SoupActorWorker)
+    worker._skipped_updates = 0
+    step = worker._counting(lambda: next(norms))
+    assert [str(step()) for _ in range(4)] == ["1.0", "nan", "inf", "0.5"]
+    assert worker.take_skipped_updates() == 2
+    assert worker.take_skipped_updates() == 0

@@ -44,6 +44,7 @@ def refusal(section):
         ({"warm_start": 1}, "soup.warm_start", "1", "bool"),
         ({"baseline": "none"}, "soup.baseline", "'none'", "shared, split"),
         ({"decoupled_weight_cap": 0}, "soup.decoupled_weight_cap", "0", "above 0"),
+        ({"max_skipped_steps": 0}, "soup.max_skipped_steps", "0", "at least 1"),
         ({"seed": -1}, "soup.seed", "-1", "at least 0"),
         ({"seed": 1.0}, "soup.seed", "1.0", "int"),
         ({"sampling_seed": -1}, "soup.sampling_seed", "-1", "at least 0"),

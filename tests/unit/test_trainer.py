@@ -15,7 +15,7 @@ from soup_verl.config import ConfigError, SoupConfig
 from soup_verl.history import CollapseWatch
 from soup_verl.metrics import StepBatch
 from soup_verl.mixing import SolvedRates
-from soup_verl.trainer import SessionsFailed, SoupTrainer
+from soup_verl.trainer import GradientsNotFinite, SessionsFailed, SoupTrainer
 
 
 def bare_trainer(**attributes):
@@ -366,3 +366,23 @@ def test_a_checkpoint_of_a_run_without_history_holds_none(tmp_path, monkeypatch)
     (tmp_path / "global_step_4").mkdir()
     mixing_trainer(None, default_local_dir=str(tmp_path))._save_checkpoint()
     assert not (tmp_path / "global_step_4" / "soup" / "solved_rates.json").exists()
+
+
+# ---- updates that were left out ----
+
+
+def test_skipped_updates_are_counted_and_end_the_run_when_too_many_steps_have_one():
+    """Ranks agree on a gradient's norm; two updates of one step make one step."""
+    told = iter([[0, 0], [2, 2], [0, 0], [1, 1], [1, 1]])
+    instance = bare_trainer(
+        _soup=SoupConfig(max_skipped_steps=2),
+        _skipped_steps=0,
+        global_steps=5,
+        actor_rollout_wg=SimpleNamespace(take_skipped_updates=lambda: next(told)),
+    )
+    for expected in (0.0, 2.0, 0.0, 1.0):
+        metrics = {}
+        instance._count_skipped_updates(metrics)
+        assert metrics == {"soup/skipped_updates_total": expected}
+    with pytest.raises(GradientsNotFinite, match=r"at step 5 and in 2 steps in a row: .* soup.max_skipped_steps=2"):
+        instance._count_skipped_updates({})
