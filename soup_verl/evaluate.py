@@ -1,0 +1,318 @@
+"""Evaluate a model or a checkpoint: python -m soup_verl.evaluate --model M --data FILE... --max-tokens N --out DIR
+
+    problems ──► [prefixes from --historical ──► prefixes.jsonl] ──► responses, scored ──► samples.jsonl
+             ──► avg@n, pass@k, maj@k with intervals: a table, results.json, pass_at_k.png
+
+Killed at any moment, the same command goes on where it stood. docs/evaluate.md says what each number means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from soup_verl.evaluation import EvaluationError, checkpoints, engine, samples, scoring
+from soup_verl.evaluation.engine import EngineSettings, Request, Response
+from soup_verl.evaluation.estimators import powers_of_two
+from soup_verl.evaluation.figure import plot_pass_at_k
+from soup_verl.evaluation.problems import Problem, digest, end_tokens, load_tokenizer, prompt_ids, read_problems
+from soup_verl.evaluation.results import as_table, summarize
+from soup_verl.evaluation.samples import Key, SampleFile
+from soup_verl.evaluation.soup_inference import planned_length, planned_policy, prefix_row
+from soup_verl.mixing import stable_seed
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that the sampling needs.
+
+    Args:
+        arguments: the command line's.
+        problems: (file, row) -> problem, in the files' order.
+        prompts: (file, row) -> token ids.
+        model: folder of the main model.
+        historical: name as given -> folder of an earlier model.
+        tokenizer: the main model's.
+        engine: of the main model.
+        reward: the reward function.
+        progress: where the samples are counted.
+    """
+
+    arguments: argparse.Namespace
+    problems: dict[tuple[str, int], Problem]
+    prompts: dict[tuple[str, int], list[int]]
+    model: Path
+    historical: dict[str, Path]
+    tokenizer: Any
+    engine: EngineSettings
+    reward: scoring.Reward
+    progress: Progress
+
+    def all_keys(self) -> list[Key]:
+        """Every sample, session by session: what is there after a kill is spread over all problems."""
+        return [(*problem, session) for session in range(self.arguments.n) for problem in self.problems]
+
+
+def evaluate(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    """Sample what is missing in `--out` and write the results; returns them.
+
+    Raises:
+        EvaluationError: something cannot work; what was sampled stays.
+    """
+    check_arguments(arguments)
+    reward, reward_identity = scoring.load_reward(arguments.reward)
+    device = engine.choose_device(arguments.device)
+    problems = read_problems(arguments.data)
+    with samples.claim(arguments.out):
+        job = _prepare(arguments, device, reward, problems, progress)
+        samples.bind(arguments.out, _settings(job, reward_identity))
+        prefixes = sample_prefixes(job) if job.historical else {}
+        rows = sample_responses(job, prefixes)
+        return _write_results(job, rows)
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Ranges, and options that need each other; fills in the default of `--k`.
+
+    Raises:
+        EvaluationError: names the option.
+    """
+    n, ks = arguments.n, arguments.k
+    _require(1 <= n <= 1000, "--n", n, "1 to 1000")
+    _require(arguments.temperature >= 0, "--temperature", arguments.temperature, "0 or more")
+    _require(arguments.temperature > 0 or n == 1, "--n", n, "1 at temperature 0, where all samples are the same")
+    _require(0 < arguments.top_p <= 1, "--top-p", arguments.top_p, "above 0 and at most 1")
+    _require(arguments.max_tokens >= 1, "--max-tokens", arguments.max_tokens, "1 or more")
+    _require(arguments.gpus >= 1, "--gpus", arguments.gpus, "1 or more")
+    _require(all(1 <= k <= n for k in ks or [1]), "--k", ks, f"values from 1 to --n={n}")
+    arguments.k = sorted(set(ks)) if ks else powers_of_two(n)
+    both = bool(arguments.historical) == bool(arguments.prefix_tokens)
+    _require(both, "--prefix-tokens", arguments.prefix_tokens, "to be given together with --historical")
+    if arguments.prefix_tokens:
+        low, high = arguments.prefix_tokens
+        shown = f"{low}:{high}"
+        _require(1 <= low <= high < arguments.max_tokens, "--prefix-tokens", shown, "1 <= LOW <= HIGH < --max-tokens")
+    twice = [name for name in arguments.historical if arguments.historical.count(name) > 1]
+    _require(not twice, "--historical", twice[:1], "each checkpoint once")
+
+
+def _require(ok: bool, option: str, value: Any, expected: str) -> None:
+    if not ok:
+        raise EvaluationError(f"{option}={value}: expected {expected}")
+
+
+def _prepare(
+    arguments: argparse.Namespace, device: str, reward: scoring.Reward, problems: list[Problem], progress: Progress
+) -> Job:
+    merged = arguments.out.absolute().parent / "merged_checkpoints"
+    model = checkpoints.resolve(arguments.model, option="--model", merged=merged)
+    named = arguments.historical
+    historical = {name: checkpoints.resolve(name, option="--historical", merged=merged) for name in named}
+    tokenizer = load_tokenizer(model)
+    for name, folder in historical.items():
+        if load_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
+            raise EvaluationError(f"--historical={name}: another vocabulary than --model's, so its tokens mean others")
+    prompts = {(p.file, p.index): prompt_ids(tokenizer, p, arguments.chat_template_args) for p in problems}
+    longest = max(map(len, prompts.values())) + arguments.max_tokens
+    checkpoints.check_window(model, longest, f"--max-tokens={arguments.max_tokens}")
+    settings = EngineSettings(
+        model=model,
+        device=device,
+        dtype=_dtype(arguments.dtype, device),
+        gpus=arguments.gpus,
+        max_model_len=longest,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        log=arguments.out / "engine.log",
+    )
+    by_place = {(p.file, p.index): p for p in problems}
+    return Job(arguments, by_place, prompts, model, historical, tokenizer, settings, reward, progress)
+
+
+def _dtype(wanted: str, device: str) -> str:
+    """What `auto` means: the precision that training samples in."""
+    return {"cpu": "float32", "gpu": "bfloat16"}[device] if wanted == "auto" else wanted
+
+
+def _settings(job: Job, reward_identity: str) -> dict[str, Any]:
+    """What decides about a sample; not `--n`, so that more samples can be added later."""
+    arguments = job.arguments
+    return {
+        "model": [arguments.model, checkpoints.fingerprint(checkpoints.weight_files(job.model))],
+        "historical": [
+            [name, checkpoints.fingerprint(checkpoints.weight_files(folder))] for name, folder in job.historical.items()
+        ],
+        "prefix_tokens": arguments.prefix_tokens,
+        "data": {file.name: digest(file) for file in arguments.data},
+        "chat_template_args": arguments.chat_template_args,
+        "temperature": arguments.temperature,
+        "top_p": arguments.top_p,
+        "max_tokens": arguments.max_tokens,
+        "seed": arguments.seed,
+        "reward": reward_identity,
+        "dtype": job.engine.dtype,
+        "vllm": engine.installed_vllm()[0],
+    }
+
+
+def sample_prefixes(job: Job) -> dict[Key, dict[str, Any]]:
+    """The line of prefixes.jsonl of every sample; the missing are sampled, one historical model at a time."""
+    arguments = job.arguments
+    low, high = arguments.prefix_tokens
+    ends = end_tokens(job.model, job.tokenizer)
+    file = SampleFile(arguments.out / "prefixes.jsonl")
+    for place, (name, folder) in enumerate(job.historical.items()):
+        own = [key for key in job.all_keys() if planned_policy(arguments.seed, key, len(job.historical)) == place]
+        wanted = {key: planned_length(arguments.seed, key, low, high) for key in own}
+        requests = [
+            Request(key, job.prompts[key[:2]], wanted[key], stable_seed("evaluation_prefix", arguments.seed, *key))
+            for key in file.missing(own)
+        ]
+        for finished in _sample(job, replace(job.engine, model=folder), requests, len(own), f"prefixes of {name}"):
+            file.append(prefix_row(r, wanted=wanted[r.key], policy=name, end_tokens=ends) for r in finished)
+    file.close()
+    return file.rows
+
+
+def sample_responses(job: Job, prefixes: dict[Key, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The line of samples.jsonl of every sample; those that are missing are sampled and scored."""
+    arguments = job.arguments
+    file = SampleFile(arguments.out / "samples.jsonl")
+    keys = job.all_keys()
+    requests = []
+    for key in file.missing(keys):
+        head = prefixes[key]["prefix_ids"] if prefixes else []
+        seed = stable_seed("evaluation_response", arguments.seed, *key)
+        requests.append(Request(key, [*job.prompts[key[:2]], *head], arguments.max_tokens - len(head), seed))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for finished in _sample(job, job.engine, requests, len(keys), "responses"):
+            file.append(list(pool.map(lambda response: sample_row(job, response, prefixes), finished)))
+    file.close()
+    return [file.rows[key] for key in keys]
+
+
+def _sample(
+    job: Job, settings: EngineSettings, requests: list[Request], of: int, what: str
+) -> Iterator[list[Response]]:
+    task = job.progress.add_task(what, total=of, completed=of - len(requests))
+    for finished in engine.sample(settings, requests) if requests else ():
+        yield finished
+        job.progress.advance(task, len(finished))
+
+
+def sample_row(job: Job, response: Response, prefixes: dict[Key, dict[str, Any]]) -> dict[str, Any]:
+    """A line of samples.jsonl: the whole response, prefix and continuation, and what the reward function says of it."""
+    file, index, session = response.key
+    prefix = prefixes.get(response.key, {"prefix_ids": [], "wanted": 0, "policy": None})
+    ids = [*prefix["prefix_ids"], *response.token_ids]
+    text = job.tokenizer.decode(ids, skip_special_tokens=True)  # as verl's reward managers read a response
+    return {
+        **scoring.score(job.reward, job.problems[file, index], text),
+        "file": file,
+        "index": index,
+        "session": session,
+        "prompt_tokens": len(job.prompts[file, index]),
+        "response_ids": ids,
+        "response": text,
+        "response_length": len(ids),
+        "finish_reason": response.finish_reason,
+        "prefix_length": len(prefix["prefix_ids"]),
+        "prefix_wanted": prefix["wanted"],
+        "prefix_policy": prefix["policy"],
+    }
+
+
+def _write_results(job: Job, rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    arguments, out = job.arguments, job.arguments.out
+    files = summarize(rows, ks=arguments.k, seed=arguments.seed)
+    settings = json.loads((out / "settings.json").read_text())
+    results = {"settings": settings | {"n": arguments.n, "device": job.engine.device}, "k": arguments.k, "files": files}
+    samples.write_json(out / "results.json", results)
+    plot_pass_at_k(files, arguments.k, _title(arguments), out / "pass_at_k.png")
+    return results
+
+
+def _title(arguments: argparse.Namespace) -> str:
+    name = "/".join(Path(arguments.model).parts[-2:])
+    mixed = "" if not arguments.prefix_tokens else ", prefixes {}-{} tokens".format(*arguments.prefix_tokens)
+    return f"{name}, n = {arguments.n}, T = {arguments.temperature:g}, top-p {arguments.top_p:g}{mixed}"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (--help lists the options)\n")
+
+
+def _token_range(text: str) -> list[int]:
+    low, _, high = text.partition(":")
+    return [int(low), int(high)]
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(text)
+    return value
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _Parser(prog="python -m soup_verl.evaluate", description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("--model", required=True, metavar="MODEL", help="model folder, hub name, or verl checkpoint (global_step_N)")
+    add("--data", required=True, type=Path, nargs="+", metavar="FILE", help="verl's parquet files")
+    add("--max-tokens", required=True, type=int, metavar="N", help="budget of a response, prefix included")
+    add("--out", required=True, type=Path, metavar="DIR", help="samples and results; goes on where it stands")
+    add("--n", type=int, default=32, metavar="N", help="samples a problem (32); may be raised later")
+    add("--temperature", type=float, default=0.6, metavar="T", help="0.6")
+    add("--top-p", type=float, default=0.95, metavar="P", help="0.95")
+    add("--k", type=int, nargs="+", metavar="K", help="of pass@k and maj@k (1, 2, 4 .. n)")
+    add("--seed", type=int, default=0, metavar="N", help="of every sample and interval (0)")
+    add("--historical", nargs="+", default=[], metavar="CKPT", help="SOUP inference: prefixes come from these in turn")
+    add("--prefix-tokens", type=_token_range, metavar="LOW:HIGH", help="length of those prefixes, uniform")
+    add(
+        "--reward",
+        default=scoring.DEFAULT,
+        metavar="FILE.py:FUNCTION",
+        help=f"or pkg://MODULE:FUNCTION ({scoring.DEFAULT})",
+    )
+    add(
+        "--chat-template-args", type=_json_object, default={}, metavar="JSON", help="as data.apply_chat_template_kwargs"
+    )
+    add("--device", choices=engine.DEVICES, default="auto", help="auto: what the installed vLLM runs on")
+    add("--gpus", type=int, default=1, metavar="N", help="tensor-parallel size (1)")
+    add("--dtype", choices=engine.DTYPES, default="auto", help="auto: float32 on a CPU, bfloat16 on a GPU")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 1 after one line on stderr; 2 for a command line that cannot be read."""
+    arguments = parse_args(argv)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    try:
+        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+            results = evaluate(arguments, progress)
+    except (EvaluationError, OSError) as error:
+        sys.stderr.write(" ".join(f"error: {error}".split()) + "\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(f"interrupted; the same command goes on where {arguments.out} stands\n")
+        return 130
+    # Where nobody sees a window's edge, a table may be as wide as it likes.
+    console = Console() if sys.stdout.isatty() else Console(width=40 + 40 * len(results["files"]))
+    console.print(as_table(results["files"]))
+    console.print(f"{arguments.out}: results.json, pass_at_k.png, samples.jsonl", highlight=False, soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""From what a user calls a model to a folder that vLLM can load; verl's FSDP checkpoints are merged once.
+
+verl's merger writes bfloat16, whatever precision the checkpoint has: what rollout on a GPU samples from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from soup_verl.context_window import local_model
+from soup_verl.evaluation import EvaluationError
+
+_PIECE = 1 << 20  # bytes
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "config.json")
+
+
+def resolve(name: str, *, option: str, merged: Path) -> Path:
+    """The model folder of a HF folder, a hub name, or a verl checkpoint `global_step_N` or `global_step_N/actor`.
+
+    Args:
+        name: what the user gave.
+        option: whose value it is, for messages.
+        merged: folder of merged checkpoints; made when the first is needed.
+
+    Raises:
+        EvaluationError: there is no such model, or the checkpoint is incomplete or cannot be merged.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        try:
+            return local_model(name)
+        except ValueError as error:
+            raise EvaluationError(f"{option}={str(error).removeprefix('--model=')}") from None
+    if (folder / "config.json").is_file():
+        return folder
+    actor = folder / "actor" if (folder / "actor").is_dir() else folder
+    if not (actor / "fsdp_config.json").is_file():
+        raise EvaluationError(
+            f"{option}={name}: expected a model folder with config.json, or an FSDP checkpoint of verl "
+            "(global_step_N with actor/fsdp_config.json)"
+        )
+    if any((actor / "huggingface").glob("*.safetensors")):  # verl saved whole weights too
+        return actor / "huggingface"
+    return _merged(actor, f"{option}={name}", merged)
+
+
+def fingerprint(files: Iterable[Path]) -> str:
+    """A digest of names, sizes and the first, middle and last MiB of each file, in 16 digits.
+
+    Training changes every part of a model, so that much tells two checkpoints apart without reading gigabytes.
+    """
+    sha = hashlib.sha256()
+    for path in sorted(files):
+        size = path.stat().st_size
+        sha.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as file:
+            for start in (0, size // 2, max(0, size - _PIECE)):
+                file.seek(start)
+                sha.update(file.read(_PIECE))
+    return sha.hexdigest()[:16]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that decide what a model says: weights and config.json."""
+    return [path for pattern in _WEIGHTS for path in folder.glob(pattern)]
+
+
+def _merged(actor: Path, what: str, merged: Path) -> Path:
+    """The merged model; made on first use, found again by the checkpoint's content."""
+    shards = _shards(actor, what)
+    run, step = actor.parent.parent.name, actor.parent.name
+    target = merged / f"{run}-{step}-{fingerprint(shards)}"
+    if target.is_dir():
+        return target
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
+    command += ["--local_dir", str(actor), "--target_dir", str(partial)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    if done.returncode != 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise EvaluationError(f"{what}: verl's model_merger failed with exit code {done.returncode}: {last}")
+    try:
+        os.replace(partial, target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        shutil.rmtree(partial)  # another evaluation was quicker
+    return target
+
+
+def _shards(actor: Path, what: str) -> list[Path]:
+    try:
+        world = int(json.loads((actor / "fsdp_config.json").read_text())["world_size"])
+    except (ValueError, KeyError, TypeError):
+        raise EvaluationError(f"{what}: {actor / 'fsdp_config.json'} names no world_size") from None
+    shards = [actor / f"model_world_size_{world}_rank_{rank}.pt" for rank in range(world)]
+    for path in [*shards, actor / "huggingface" / "config.json"]:
+        if not path.is_file():
+            raise EvaluationError(f"{what}: {path} is missing, so the checkpoint is not whole. Give another step.")
+    return shards
+
+
+def check_window(model: Path, longest: int, what: str) -> None:
+    """Refuse sequences of `longest` tokens in a model that was made for fewer.
+
+    A model with stretched positions (YaRN and the like) is left to vLLM, which knows its true window.
+
+    Raises:
+        EvaluationError: names `what`, the option.
+    """
+    config = json.loads((model / "config.json").read_text())
+    config = config.get("text_config", config)
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    window = config.get("max_position_embeddings")
+    if rope.get("rope_type", "default") == "default" and window is not None and longest > window:
+        raise EvaluationError(
+            f"{what}: with the longest prompt that is {longest} tokens, and {model} was made for {window}. "
+            "Expected fewer, or a copy with a wider window (soup_verl.context_window)."
+        )

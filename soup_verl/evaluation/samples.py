@@ -1,0 +1,126 @@
+"""What an evaluation keeps: settings.json, and JSON lines of which a kill can tear only the last.
+
+A line is appended, flushed and synced before it counts. Opening the file again drops a torn last line and keeps every
+other, so the missing samples are exactly those without a line.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from soup_verl.evaluation import EvaluationError
+
+Key = tuple[str, int, int]
+"""(data file, row in it from 0, session)."""
+
+
+def key_of(row: Mapping[str, Any]) -> Key:
+    """The sample that a line is about."""
+    return row["file"], row["index"], row["session"]
+
+
+class SampleFile:
+    """JSON lines, one a sample, each sample at most once.
+
+    Args:
+        path: the file; made if there is none.
+
+    Raises:
+        EvaluationError: a line other than a torn last one cannot be read, or a sample stands there twice.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows: dict[Key, dict[str, Any]] = {}
+        data = path.read_bytes() if path.exists() else b""
+        whole = data.rfind(b"\n") + 1
+        for number, line in enumerate(data[:whole].splitlines(), start=1):
+            self._remember(_parse(line, f"{path}: line {number}"), f"{path}: line {number}")
+        self._file = path.open("ab")
+        self._file.truncate(whole)
+
+    def append(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Write the rows; they are on disk when this returns."""
+        rows = list(rows)
+        for row in rows:
+            self._remember(row, f"{self.path}: sample")
+        self._file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def missing(self, wanted: Iterable[Key]) -> list[Key]:
+        """The samples of `wanted` that have no line, in that order."""
+        return [key for key in wanted if key not in self.rows]
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _remember(self, row: dict[str, Any], where: str) -> None:
+        key = key_of(row)
+        if key in self.rows:
+            raise EvaluationError(f"{where}: {key} is there already, and a sample must count once. Remove one of them.")
+        self.rows[key] = row
+
+
+def _parse(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+        key_of(row)
+    except (ValueError, KeyError, TypeError) as error:
+        raise EvaluationError(
+            f"{where} is not a sample ({type(error).__name__}: {error}). Mend or remove it, or choose another --out."
+        ) from None
+    return row
+
+
+def claim(out: Path) -> TextIO:
+    """Make the folder and keep every other evaluation out of it until the file returned is closed.
+
+    Raises:
+        EvaluationError: one is at work there, or it cannot be a folder.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / ".lock").open("w")
+    except OSError as error:
+        raise EvaluationError(f"--out={out}: cannot be written to ({error.strerror})") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise EvaluationError(
+            f"--out={out}: another evaluation is writing there. Wait for it or choose another."
+        ) from None
+    return lock
+
+
+def bind(out: Path, settings: dict[str, Any]) -> None:
+    """Write down what decides about the samples in `out`, or compare it with what stands there.
+
+    Raises:
+        EvaluationError: the samples there were made with other settings; names the first that differ.
+    """
+    path = out / "settings.json"
+    if not path.exists():
+        write_json(path, settings)
+        return
+    try:
+        stored = json.loads(path.read_text())
+        differing = [k for k in [*settings, *(stored.keys() - settings.keys())] if stored.get(k) != settings.get(k)]
+    except (ValueError, AttributeError):
+        raise EvaluationError(f"{path}: not readable. Choose another --out.") from None
+    if differing:
+        shown = "; ".join(f"{k}={stored.get(k)!r}, now {settings.get(k)!r}" for k in differing[:3])
+        raise EvaluationError(f"--out={out}: holds samples made with {shown}. Choose another --out, or those settings.")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write beside the name, then rename: the file is there whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(partial, path)
