@@ -39,7 +39,7 @@ class SampleFile:
         self.rows: dict[Key, dict[str, Any]] = {}
         data = path.read_bytes() if path.exists() else b""
         whole = data.rfind(b"\n") + 1
-        for number, line in enumerate(data[:whole].splitlines(), start=1):
+        for number, line in enumerate(data[:whole].split(b"\n")[:-1], start=1):
             self._remember(_parse(line, f"{path}: line {number}"), f"{path}: line {number}")
         self._file = path.open("ab")
         self._file.truncate(whole)

@@ -1,0 +1,122 @@
+"""What counts as a model, and what is wrong with a checkpoint that does not. The merge itself is an end-to-end test."""
+
+import json
+import subprocess
+
+import pytest
+
+from soup_verl.evaluation import EvaluationError, checkpoints
+from soup_verl.evaluation.checkpoints import check_window, fingerprint, resolve
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    actor = tmp_path / "run" / "global_step_3" / "actor"
+    (actor / "huggingface").mkdir(parents=True)
+    (actor / "huggingface" / "config.json").write_text("{}")
+    (actor / "fsdp_config.json").write_text(json.dumps({"FSDP_version": 2, "world_size": 2}))
+    for rank in range(2):
+        (actor / f"model_world_size_2_rank_{rank}.pt").write_bytes(bytes([rank]) * 100)
+    return actor.parent
+
+
+@pytest.fixture
+def merger(monkeypatch):
+    """In place of verl's process: a folder with a config.json, or exit code 1. Holds the commands."""
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        target = command[command.index("--target_dir") + 1]
+        with open(f"{target}/config.json", "w") as file:
+            file.write("{}")
+        return subprocess.CompletedProcess(command, run.code, "", "Traceback\nOSError: disk full\n")
+
+    run.code = 0
+    run.commands = commands
+    monkeypatch.setattr(checkpoints.subprocess, "run", run)
+    return run
+
+
+def find(name, tmp_path):
+    return resolve(str(name), option="--model", merged=tmp_path / "merged")
+
+
+def test_a_model_folder_is_used_as_it_is(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert find(tmp_path, tmp_path) == tmp_path
+
+
+def test_a_checkpoint_is_merged_once_and_found_by_its_content(tmp_path, checkpoint, merger):
+    folder = find(checkpoint, tmp_path)
+    assert folder.name.startswith("run-global_step_3-")
+    assert find(checkpoint / "actor", tmp_path) == folder
+    (command,) = merger.commands
+    assert command[command.index("--local_dir") + 1] == str(checkpoint / "actor")
+    (checkpoint / "actor" / "model_world_size_2_rank_1.pt").write_bytes(b"2" * 100)
+    assert find(checkpoint, tmp_path) != folder
+    assert len(list((tmp_path / "merged").iterdir())) == 2
+
+
+def test_a_failed_merge_leaves_nothing_that_could_be_taken_for_a_model(tmp_path, checkpoint, merger):
+    merger.code = 1
+    with pytest.raises(EvaluationError, match=r"model_merger failed with exit code 1: OSError: disk full"):
+        find(checkpoint, tmp_path)
+    assert list((tmp_path / "merged").iterdir()) == []
+
+
+def test_whole_weights_beside_the_shards_are_used(tmp_path, checkpoint):
+    (checkpoint / "actor" / "huggingface" / "model.safetensors").write_bytes(b"")
+    assert find(checkpoint, tmp_path) == checkpoint / "actor" / "huggingface"
+
+
+@pytest.mark.parametrize("name", ["model_world_size_2_rank_1.pt", "huggingface/config.json"])
+def test_a_checkpoint_with_a_hole_is_refused(tmp_path, checkpoint, name):
+    (checkpoint / "actor" / name).unlink()
+    with pytest.raises(EvaluationError, match=rf"--model=.*{name} is missing"):
+        find(checkpoint, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"world_size": null}'])
+def test_a_broken_fsdp_config_is_refused(tmp_path, checkpoint, text):
+    (checkpoint / "actor" / "fsdp_config.json").write_text(text)
+    with pytest.raises(EvaluationError, match="fsdp_config.json names no world_size"):
+        find(checkpoint, tmp_path)
+
+
+def test_another_folder_is_no_model(tmp_path):
+    with pytest.raises(EvaluationError, match=r"--model=.*: expected a model folder with config.json, or an FSDP"):
+        find(tmp_path, tmp_path)
+
+
+def test_a_name_that_is_nowhere_is_refused_with_its_option(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(EvaluationError, match=r"^--historical='no such folder': neither a folder nor"):
+        resolve("no such folder", option="--historical", merged=tmp_path)
+
+
+@pytest.mark.parametrize("place", [0, 1_500_000, 2_999_999])
+def test_the_fingerprint_sees_a_change_at_the_start_the_middle_and_the_end(tmp_path, place):
+    file = tmp_path / "w"
+    data = bytearray(3_000_000)
+    file.write_bytes(data)
+    before = fingerprint([file])
+    data[place] = 1
+    file.write_bytes(data)
+    assert fingerprint([file]) != before
+
+
+def write_config(folder, **config):
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_response_must_fit_the_models_window(tmp_path):
+    model = write_config(tmp_path, max_position_embeddings=64, rope_parameters={"rope_type": "default"})
+    check_window(model, 64, "--max-tokens=60")
+    with pytest.raises(EvaluationError, match=r"--max-tokens=61: with the longest prompt that is 65 tokens"):
+        check_window(model, 65, "--max-tokens=61")
+
+
+def test_a_stretched_window_is_left_to_vllm(tmp_path):
+    check_window(write_config(tmp_path, max_position_embeddings=64, rope_scaling={"rope_type": "yarn"}), 65, "")
