@@ -28,6 +28,7 @@ DEVICES = ("auto", "cpu", "gpu")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _IN_FLIGHT = 1024  # requests the engine holds at once: more than it runs at a time, few enough to hand over quickly
 _CPU_SEQUENCES = 256
+_GOODBYE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,8 @@ def sample(settings: EngineSettings, requests: Sequence[Request]) -> Iterator[li
     child = context.Process(target=_serve, args=(settings, requests, theirs, scratch.name))
     child.start()
     theirs.close()  # so that the child's end is the only one, and its death is seen here
+    left = len(requests)
     try:
-        left = len(requests)
         while left:
             finished = ours.recv()
             left -= len(finished)
@@ -124,7 +125,8 @@ def sample(settings: EngineSettings, requests: Sequence[Request]) -> Iterator[li
         ) from None
     finally:
         ours.close()
-        child.kill()  # nothing in it is worth an orderly end, and its memory is wanted
+        child.join(0 if left else _GOODBYE_S)  # on GPUs it ends its workers, whose memory the next engine wants
+        child.kill()
         child.join()
         scratch.cleanup()
 

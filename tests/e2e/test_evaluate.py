@@ -1,0 +1,137 @@
+"""Real evaluations: killed and resumed, a checkpoint merged, a prefix of one model continued by another."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.e2e.launch import ROOT, processes_with, survivors
+
+LIMIT = 300  # seconds an evaluation may take; most take 15
+END = 2
+
+
+def start(out, *arguments):
+    """An evaluation under way; its output goes to `out` + .txt."""
+    command = [sys.executable, "-m", "soup_verl.evaluate", "--out", out, *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SOUP_TEST_MARK": str(out), "HF_HUB_OFFLINE": "1"}
+    with open(f"{out}.txt", "a") as log:
+        return subprocess.Popen(
+            list(map(str, command)), cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+
+
+def evaluate(out, *arguments):
+    process = start(out, *arguments)
+    try:
+        code = process.wait(timeout=LIMIT)
+    finally:
+        process.kill()
+    assert code == 0, (out.parent / f"{out.name}.txt").read_text()
+
+
+def lines(file):
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def wait_for(process, file, count):
+    """Until `file` has `count` lines; the process must not have ended before."""
+    deadline = time.monotonic() + LIMIT
+    while lines(file) < count and time.monotonic() < deadline:
+        assert process.poll() is None, "ended too early"
+        time.sleep(0.01)
+
+
+def rows(out):
+    """What was said and how it was judged, by sample; every sample once."""
+    found = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    by_key = {(row["file"], row["index"], row["session"]): row for row in found}
+    assert len(by_key) == len(found)
+    return by_key
+
+
+def test_killed_twice_it_ends_with_the_samples_of_an_evaluation_that_was_not(made_assets, tmp_path):
+    arguments = ["--model", made_assets / "model", "--data", made_assets / "train.parquet", made_assets / "val.parquet"]
+    arguments += ["--n", 32, "--max-tokens", 12, "--reward", f"{made_assets / 'rewards.py'}:digits"]
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    evaluate(whole, *arguments)
+
+    # The engine's process first: the command says so in one line and keeps what there is.
+    process = start(out, *arguments)
+    wait_for(process, out / "samples.jsonl", 100)
+    (engine,) = [p for p in processes_with(f"SOUP_TEST_MARK={out}") if p != process.pid and _is_engine(p)]
+    os.kill(engine, signal.SIGKILL)
+    assert process.wait(timeout=60) == 1
+    last = (tmp_path / "killed.txt").read_text().strip().splitlines()[-1]
+    assert last.startswith("error: the engine ended with exit code -9")
+    kept = lines(out / "samples.jsonl")
+    assert 100 <= kept < 28 * 32
+
+    # Then the command itself, in the middle of a line: its engine must not survive it.
+    process = start(out, *arguments)
+    wait_for(process, out / "samples.jsonl", kept + 100)
+    process.kill()
+    process.wait()
+    assert survivors(out, within=20) == []
+    with open(out / "samples.jsonl", "ab") as file:
+        file.write(b'{"file": "train.par')
+
+    evaluate(out, *arguments)
+    assert rows(out) == rows(whole)
+    assert len(rows(whole)) == 28 * 32
+    results = [json.loads((folder / "results.json").read_text()) for folder in (whole, out)]
+    assert results[0] == results[1]
+    assert results[0]["files"]["train.parquet"]["metrics"]["pass@32"]["low"] is not None
+    assert (out / "pass_at_k.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def _is_engine(process):
+    with open(f"/proc/{process}/cmdline", "rb") as file:
+        return b"spawn_main" in file.read()
+
+
+@torch.no_grad()
+def greedy(model, ids, tokens):
+    """The most probable continuation, by a plain forward pass a token."""
+    said = []
+    while len(said) < tokens and END not in said:
+        said.append(int(model(torch.tensor([[*ids, *said]])).logits[0, -1].argmax()))
+    return said
+
+
+@pytest.mark.runs("soup_without_mixing")
+def test_a_merged_checkpoint_continues_what_an_earlier_model_began(run, made_assets, tmp_path):
+    trained = run("soup_without_mixing")
+    out = tmp_path / "soup"
+    evaluate(
+        out,
+        *("--model", trained.folder / "global_step_3", "--historical", made_assets / "model"),
+        *("--prefix-tokens", "3:6", "--data", made_assets / "train.parquet", "--n", 1, "--temperature", 0),
+        *("--max-tokens", 12, "--reward", f"{made_assets / 'rewards.py'}:digits"),
+    )
+    (merged,) = (tmp_path / "merged_checkpoints").iterdir()
+    weights = load_file(merged / "model.safetensors")
+    assert {name: w.to(torch.bfloat16) for name, w in trained.weights(3).items()}.keys() == weights.keys()
+    for name, weight in trained.weights(3).items():  # verl's merger rounds to bfloat16
+        torch.testing.assert_close(weights[name], weight.to(torch.bfloat16), rtol=0, atol=0)
+
+    tokenizer = AutoTokenizer.from_pretrained(made_assets / "model")
+    earlier = AutoModelForCausalLM.from_pretrained(made_assets / "model", dtype=torch.float32)
+    current = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
+    unlike = 0
+    for (_, index, _), row in rows(out).items():
+        message = [{"role": "user", "content": f"{index % 7}+{index % 5}="}]
+        prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
+        prefix = greedy(earlier, prompt, row["prefix_wanted"])
+        prefix = prefix[: prefix.index(END)] if END in prefix else prefix
+        response = [*prefix, *greedy(current, [*prompt, *prefix], 12 - len(prefix))]
+        assert (row["response_ids"], row["prefix_length"]) == (response, len(prefix))
+        unlike += response != greedy(current, prompt, 12)
+    assert unlike > 0, "prefixes of the earlier model were those of the present one"
