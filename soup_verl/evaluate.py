@@ -15,15 +15,16 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from soup_verl.evaluation import EvaluationError, checkpoints, engine, samples, scoring
+from soup_verl.evaluation.command_line import check_arguments, parse_args
 from soup_verl.evaluation.engine import EngineSettings, Request, Response
-from soup_verl.evaluation.estimators import powers_of_two
 from soup_verl.evaluation.figure import plot_pass_at_k
 from soup_verl.evaluation.problems import Problem, digest, end_tokens, load_tokenizer, prompt_ids, read_problems
 from soup_verl.evaluation.results import as_table, summarize
@@ -81,43 +82,13 @@ def evaluate(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any
         return _write_results(job, rows)
 
 
-def check_arguments(arguments: argparse.Namespace) -> None:
-    """Ranges, and options that need each other; fills in the default of `--k`.
-
-    Raises:
-        EvaluationError: names the option.
-    """
-    n, ks = arguments.n, arguments.k
-    _require(1 <= n <= 1000, "--n", n, "1 to 1000")
-    _require(arguments.temperature >= 0, "--temperature", arguments.temperature, "0 or more")
-    _require(arguments.temperature > 0 or n == 1, "--n", n, "1 at temperature 0, where all samples are the same")
-    _require(0 < arguments.top_p <= 1, "--top-p", arguments.top_p, "above 0 and at most 1")
-    _require(arguments.max_tokens >= 1, "--max-tokens", arguments.max_tokens, "1 or more")
-    _require(arguments.gpus >= 1, "--gpus", arguments.gpus, "1 or more")
-    _require(all(1 <= k <= n for k in ks or [1]), "--k", ks, f"values from 1 to --n={n}")
-    arguments.k = sorted(set(ks)) if ks else powers_of_two(n)
-    both = bool(arguments.historical) == bool(arguments.prefix_tokens)
-    _require(both, "--prefix-tokens", arguments.prefix_tokens, "to be given together with --historical")
-    if arguments.prefix_tokens:
-        low, high = arguments.prefix_tokens
-        shown = f"{low}:{high}"
-        _require(1 <= low <= high < arguments.max_tokens, "--prefix-tokens", shown, "1 <= LOW <= HIGH < --max-tokens")
-    twice = [name for name in arguments.historical if arguments.historical.count(name) > 1]
-    _require(not twice, "--historical", twice[:1], "each checkpoint once")
-
-
-def _require(ok: bool, option: str, value: Any, expected: str) -> None:
-    if not ok:
-        raise EvaluationError(f"{option}={value}: expected {expected}")
-
-
 def _prepare(
     arguments: argparse.Namespace, device: str, reward: scoring.Reward, problems: list[Problem], progress: Progress
 ) -> Job:
     merged = arguments.out.absolute().parent / "merged_checkpoints"
-    model = checkpoints.resolve(arguments.model, option="--model", merged=merged)
-    named = arguments.historical
-    historical = {name: checkpoints.resolve(name, option="--historical", merged=merged) for name in named}
+    resolve = partial(checkpoints.resolve, merged=merged, announce=partial(progress.console.print, markup=False))
+    model = resolve(arguments.model, option="--model")
+    historical = {name: resolve(name, option="--historical") for name in arguments.historical}
     tokenizer = load_tokenizer(model)
     for name, folder in historical.items():
         if load_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
@@ -178,16 +149,18 @@ def sample_prefixes(job: Job) -> dict[Key, dict[str, Any]]:
             Request(key, job.prompts[key[:2]], wanted[key], stable_seed("evaluation_prefix", arguments.seed, *key))
             for key in file.missing(own)
         ]
-        for finished in _sample(job, replace(job.engine, model=folder), requests, len(own), f"prefixes of {name}"):
+        for finished in _sample(
+            job, replace(job.engine, model=folder), requests, len(own), f"prefixes of {_short(name)}"
+        ):
             file.append(prefix_row(r, wanted=wanted[r.key], policy=name, end_tokens=ends) for r in finished)
     file.close()
     return file.rows
 
 
 def sample_responses(job: Job, prefixes: dict[Key, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The line of samples.jsonl of every sample; those that are missing are sampled and scored."""
+    """The line of samples.jsonl of every sample, without the response; the missing are sampled and scored."""
     arguments = job.arguments
-    file = SampleFile(arguments.out / "samples.jsonl")
+    file = SampleFile(arguments.out / "samples.jsonl", on_disk=("response", "response_ids"))
     keys = job.all_keys()
     requests = []
     for key in file.missing(keys):
@@ -242,61 +215,21 @@ def _write_results(job: Job, rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return results
 
 
+def _short(name: str) -> str:
+    """The end of a path that tells checkpoints apart: RUN/global_step_N."""
+    return "/".join(Path(name).parts[-2:])
+
+
 def _title(arguments: argparse.Namespace) -> str:
-    name = "/".join(Path(arguments.model).parts[-2:])
     mixed = "" if not arguments.prefix_tokens else ", prefixes {}-{} tokens".format(*arguments.prefix_tokens)
-    return f"{name}, n = {arguments.n}, T = {arguments.temperature:g}, top-p {arguments.top_p:g}{mixed}"
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (--help lists the options)\n")
-
-
-def _token_range(text: str) -> list[int]:
-    low, _, high = text.partition(":")
-    return [int(low), int(high)]
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError(text)
-    return value
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog="python -m soup_verl.evaluate", description=(__doc__ or "").splitlines()[0])
-    add = parser.add_argument
-    add("--model", required=True, metavar="MODEL", help="model folder, hub name, or verl checkpoint (global_step_N)")
-    add("--data", required=True, type=Path, nargs="+", metavar="FILE", help="verl's parquet files")
-    add("--max-tokens", required=True, type=int, metavar="N", help="budget of a response, prefix included")
-    add("--out", required=True, type=Path, metavar="DIR", help="samples and results; goes on where it stands")
-    add("--n", type=int, default=32, metavar="N", help="samples a problem (32); may be raised later")
-    add("--temperature", type=float, default=0.6, metavar="T", help="0.6")
-    add("--top-p", type=float, default=0.95, metavar="P", help="0.95")
-    add("--k", type=int, nargs="+", metavar="K", help="of pass@k and maj@k (1, 2, 4 .. n)")
-    add("--seed", type=int, default=0, metavar="N", help="of every sample and interval (0)")
-    add("--historical", nargs="+", default=[], metavar="CKPT", help="SOUP inference: prefixes come from these in turn")
-    add("--prefix-tokens", type=_token_range, metavar="LOW:HIGH", help="length of those prefixes, uniform")
-    add(
-        "--reward",
-        default=scoring.DEFAULT,
-        metavar="FILE.py:FUNCTION",
-        help=f"or pkg://MODULE:FUNCTION ({scoring.DEFAULT})",
+    return (
+        f"{_short(arguments.model)}, n = {arguments.n}, T = {arguments.temperature:g}, top-p {arguments.top_p:g}{mixed}"
     )
-    add(
-        "--chat-template-args", type=_json_object, default={}, metavar="JSON", help="as data.apply_chat_template_kwargs"
-    )
-    add("--device", choices=engine.DEVICES, default="auto", help="auto: what the installed vLLM runs on")
-    add("--gpus", type=int, default=1, metavar="N", help="tensor-parallel size (1)")
-    add("--dtype", choices=engine.DTYPES, default="auto", help="auto: float32 on a CPU, bfloat16 on a GPU")
-    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0, or 1 after one line on stderr; 2 for a command line that cannot be read."""
-    arguments = parse_args(argv)
+    arguments = parse_args(argv, (__doc__ or "").splitlines()[0])
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
         with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:

@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from soup_verl.context_window import local_model
@@ -21,13 +21,14 @@ _PIECE = 1 << 20  # bytes
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "config.json")
 
 
-def resolve(name: str, *, option: str, merged: Path) -> Path:
+def resolve(name: str, *, option: str, merged: Path, announce: Callable[[str], None]) -> Path:
     """The model folder of a HF folder, a hub name, or a verl checkpoint `global_step_N` or `global_step_N/actor`.
 
     Args:
         name: what the user gave.
         option: whose value it is, for messages.
         merged: folder of merged checkpoints; made when the first is needed.
+        announce: is told of a merge before it begins: it may take minutes.
 
     Raises:
         EvaluationError: there is no such model, or the checkpoint is incomplete or cannot be merged.
@@ -48,7 +49,7 @@ def resolve(name: str, *, option: str, merged: Path) -> Path:
         )
     if any((actor / "huggingface").glob("*.safetensors")):  # verl saved whole weights too
         return actor / "huggingface"
-    return _merged(actor, f"{option}={name}", merged)
+    return _merged(actor, f"{option}={name}", merged, announce)
 
 
 def fingerprint(files: Iterable[Path]) -> str:
@@ -72,13 +73,14 @@ def weight_files(folder: Path) -> list[Path]:
     return [path for pattern in _WEIGHTS for path in folder.glob(pattern)]
 
 
-def _merged(actor: Path, what: str, merged: Path) -> Path:
+def _merged(actor: Path, what: str, merged: Path, announce: Callable[[str], None]) -> Path:
     """The merged model; made on first use, found again by the checkpoint's content."""
     shards = _shards(actor, what)
     run, step = actor.parent.parent.name, actor.parent.name
     target = merged / f"{run}-{step}-{fingerprint(shards)}"
     if target.is_dir():
         return target
+    announce(f"merging {actor} into {target}")
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,19 +29,24 @@ class SampleFile:
 
     Args:
         path: the file; made if there is none.
+        on_disk: fields that are written but not kept in `rows`: token ids of long responses take gigabytes.
 
     Raises:
         EvaluationError: a line other than a torn last one cannot be read, or a sample stands there twice.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, on_disk: Collection[str] = ()):
         self.path = path
         self.rows: dict[Key, dict[str, Any]] = {}
-        data = path.read_bytes() if path.exists() else b""
-        whole = data.rfind(b"\n") + 1
-        for number, line in enumerate(data[:whole].split(b"\n")[:-1], start=1):
+        self._on_disk = on_disk
+        self._file = path.open("a+b")
+        self._file.seek(0)
+        whole = 0
+        for number, line in enumerate(self._file, start=1):
+            if not line.endswith(b"\n"):
+                break  # torn by a kill
             self._remember(_parse(line, f"{path}: line {number}"), f"{path}: line {number}")
-        self._file = path.open("ab")
+            whole += len(line)
         self._file.truncate(whole)
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
@@ -64,7 +69,7 @@ class SampleFile:
         key = key_of(row)
         if key in self.rows:
             raise EvaluationError(f"{where}: {key} is there already, and a sample must count once. Remove one of them.")
-        self.rows[key] = row
+        self.rows[key] = {name: value for name, value in row.items() if name not in self._on_disk}
 
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def test_the_merger_understands_our_command(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoints.subprocess, "run", run)
     with pytest.raises(InterruptedError):
-        checkpoints.resolve(str(actor), option="--model", merged=tmp_path / "merged")
+        checkpoints.resolve(str(actor), option="--model", merged=tmp_path / "merged", announce=print)
     assert seen[0][:3] == [sys.executable, "-m", "verl.model_merger"]
     monkeypatch.setattr(sys, "argv", seen[0][2:])
     config = generate_config_from_args(parse_args())

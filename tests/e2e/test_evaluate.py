@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.e2e.launch import ROOT, processes_with, survivors
 
-LIMIT = 300  # seconds an evaluation may take; most take 15
+LIMIT = 900  # seconds an evaluation may take; most take 20 to 40 of processor time, but not on a busy machine
 END = 2
 
 
@@ -68,7 +68,7 @@ def test_killed_twice_it_ends_with_the_samples_of_an_evaluation_that_was_not(mad
     wait_for(process, out / "samples.jsonl", 100)
     (engine,) = [p for p in processes_with(f"SOUP_TEST_MARK={out}") if p != process.pid and _is_engine(p)]
     os.kill(engine, signal.SIGKILL)
-    assert process.wait(timeout=60) == 1
+    assert process.wait(timeout=LIMIT) == 1
     last = (tmp_path / "killed.txt").read_text().strip().splitlines()[-1]
     assert last.startswith("error: the engine ended with exit code -9")
     kept = lines(out / "samples.jsonl")
@@ -79,7 +79,7 @@ def test_killed_twice_it_ends_with_the_samples_of_an_evaluation_that_was_not(mad
     wait_for(process, out / "samples.jsonl", kept + 100)
     process.kill()
     process.wait()
-    assert survivors(out, within=20) == []
+    assert survivors(out, within=60) == []
     with open(out / "samples.jsonl", "ab") as file:
         file.write(b'{"file": "train.par')
 
@@ -118,7 +118,7 @@ def test_a_merged_checkpoint_continues_what_an_earlier_model_began(run, made_ass
     )
     (merged,) = (tmp_path / "merged_checkpoints").iterdir()
     weights = load_file(merged / "model.safetensors")
-    assert {name: w.to(torch.bfloat16) for name, w in trained.weights(3).items()}.keys() == weights.keys()
+    assert weights.keys() == trained.weights(3).keys()
     for name, weight in trained.weights(3).items():  # verl's merger rounds to bfloat16
         torch.testing.assert_close(weights[name], weight.to(torch.bfloat16), rtol=0, atol=0)
 

@@ -39,7 +39,7 @@ def merger(monkeypatch):
 
 
 def find(name, tmp_path):
-    return resolve(str(name), option="--model", merged=tmp_path / "merged")
+    return resolve(str(name), option="--model", merged=tmp_path / "merged", announce=print)
 
 
 def test_a_model_folder_is_used_as_it_is(tmp_path):
@@ -47,8 +47,9 @@ def test_a_model_folder_is_used_as_it_is(tmp_path):
     assert find(tmp_path, tmp_path) == tmp_path
 
 
-def test_a_checkpoint_is_merged_once_and_found_by_its_content(tmp_path, checkpoint, merger):
+def test_a_checkpoint_is_merged_once_and_found_by_its_content(tmp_path, checkpoint, merger, capsys):
     folder = find(checkpoint, tmp_path)
+    assert capsys.readouterr().out == f"merging {checkpoint / 'actor'} into {folder}\n"
     assert folder.name.startswith("run-global_step_3-")
     assert find(checkpoint / "actor", tmp_path) == folder
     (command,) = merger.commands
@@ -92,7 +93,7 @@ def test_another_folder_is_no_model(tmp_path):
 def test_a_name_that_is_nowhere_is_refused_with_its_option(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(EvaluationError, match=r"^--historical='no such folder': neither a folder nor"):
-        resolve("no such folder", option="--historical", merged=tmp_path)
+        resolve("no such folder", option="--historical", merged=tmp_path, announce=print)
 
 
 @pytest.mark.parametrize("place", [0, 1_500_000, 2_999_999])

@@ -67,6 +67,13 @@ def test_a_whole_line_that_is_no_sample_is_refused_and_kept(path, broken):
     assert path.read_bytes() == broken + data
 
 
+def test_long_fields_are_on_disk_alone(path):
+    file = SampleFile(path, on_disk=["response"])
+    file.append([row(("a.parquet", 7, 0))])
+    assert all(set(kept) == {"file", "index", "session"} for kept in file.rows.values())
+    assert all("response" in json.loads(line) for line in path.read_text().splitlines())
+
+
 def test_key_of_a_row():
     assert key_of(row(KEYS[1])) == KEYS[1]
 
