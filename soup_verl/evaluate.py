@@ -12,8 +12,9 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -149,10 +150,10 @@ def sample_prefixes(job: Job) -> dict[Key, dict[str, Any]]:
             Request(key, job.prompts[key[:2]], wanted[key], stable_seed("evaluation_prefix", arguments.seed, *key))
             for key in file.missing(own)
         ]
-        for finished in _sample(
-            job, replace(job.engine, model=folder), requests, len(own), f"prefixes of {_short(name)}"
-        ):
-            file.append(prefix_row(r, wanted=wanted[r.key], policy=name, end_tokens=ends) for r in finished)
+        settings = replace(job.engine, model=folder)
+        with closing(_sample(job, settings, requests, len(own), f"prefixes of {_short(name)}")) as batches:
+            for finished in batches:
+                file.append(prefix_row(r, wanted=wanted[r.key], policy=name, end_tokens=ends) for r in finished)
     file.close()
     return file.rows
 
@@ -167,8 +168,9 @@ def sample_responses(job: Job, prefixes: dict[Key, dict[str, Any]]) -> list[dict
         head = prefixes[key]["prefix_ids"] if prefixes else []
         seed = stable_seed("evaluation_response", arguments.seed, *key)
         requests.append(Request(key, [*job.prompts[key[:2]], *head], arguments.max_tokens - len(head), seed))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for finished in _sample(job, job.engine, requests, len(keys), "responses"):
+    sampling = _sample(job, job.engine, requests, len(keys), "responses")
+    with ThreadPoolExecutor(os.cpu_count()) as pool, closing(sampling) as batches:
+        for finished in batches:
             file.append(list(pool.map(lambda response: sample_row(job, response, prefixes), finished)))
     file.close()
     return [file.rows[key] for key in keys]
@@ -176,11 +178,15 @@ def sample_responses(job: Job, prefixes: dict[Key, dict[str, Any]]) -> list[dict
 
 def _sample(
     job: Job, settings: EngineSettings, requests: list[Request], of: int, what: str
-) -> Iterator[list[Response]]:
+) -> Generator[list[Response]]:
+    """Responses as they finish, counted; close it to end the engine."""
     task = job.progress.add_task(what, total=of, completed=of - len(requests))
-    for finished in engine.sample(settings, requests) if requests else ():
-        yield finished
-        job.progress.advance(task, len(finished))
+    if not requests:
+        return
+    with closing(engine.sample(settings, requests)) as batches:
+        for finished in batches:
+            yield finished
+            job.progress.advance(task, len(finished))
 
 
 def sample_row(job: Job, response: Response, prefixes: dict[Key, dict[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import signal
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -99,8 +99,8 @@ def choose_device(wanted: str) -> str:
     return device
 
 
-def sample(settings: EngineSettings, requests: Sequence[Request]) -> Iterator[list[Response]]:
-    """Sample all of `requests`; yields responses as they finish, in any order.
+def sample(settings: EngineSettings, requests: Sequence[Request]) -> Generator[list[Response]]:
+    """Sample all of `requests`; yields responses as they finish, in any order. Closing it ends the engine.
 
     Raises:
         EvaluationError: the engine failed or was killed; names its log.

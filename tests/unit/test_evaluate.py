@@ -63,16 +63,20 @@ class MadeUpEngine:
     """Stands in for `engine.sample`; fails after `lives` batches in all."""
 
     def __init__(self):
-        self.calls, self.lives = [], 10**9
+        self.calls, self.lives, self.running = [], 10**9, 0
 
     def __call__(self, settings, requests):
         self.calls.append((settings, requests))
         shuffled = random.Random(len(requests)).sample(requests, len(requests))
-        for start in range(0, len(shuffled), 3):
-            if not self.lives:
-                raise EvaluationError("the engine ended")
-            self.lives -= 1
-            yield [speak(settings, request) for request in shuffled[start : start + 3]]
+        self.running += 1
+        try:
+            for start in range(0, len(shuffled), 3):
+                if not self.lives:
+                    raise EvaluationError("the engine ended")
+                self.lives -= 1
+                yield [speak(settings, request) for request in shuffled[start : start + 3]]
+        finally:
+            self.running -= 1
 
 
 @pytest.fixture
@@ -350,3 +354,4 @@ def test_a_reward_that_raises_ends_the_evaluation_and_keeps_what_was_scored(file
     (files / "rewards.py").write_text(REWARD.replace("pred =", "assert ground_truth != '3'\n    pred =", 1))
     assert evaluate(files) == 1
     assert "the reward function, problem 3 of digits.parquet: AssertionError" in error_line(capsys)
+    assert made_up.running == 0  # it would keep the memory, and the command from ending
