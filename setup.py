@@ -20,11 +20,11 @@ VERL = "0.9.1"
 # verl's V1 trainer passes its batches through these; its base requirements leave them to extras.
 VERL_RUNTIME = ["ray[default]==2.60.0", "tensordict==0.10.0", "TransferQueue==0.1.11", "math-verify==0.9.0"]
 
-# What we import ourselves; verl and Ray bring them, but do not promise to.
-OWN = ["packaging", "psutil", "rich==15.0.0"]
+# What we import ourselves; verl and Ray bring most of them, but do not promise to.
+OWN = ["matplotlib==3.11.2", "packaging", "psutil", "rich==15.0.0"]
 
 # What the examples need beyond training itself.
-EXAMPLES = ["gguf==0.19.0", "matplotlib==3.11.2", "reasoning-gym==0.1.25"]
+EXAMPLES = ["gguf==0.19.0", "reasoning-gym==0.1.25"]
 
 setup(
     name="soup-verl",

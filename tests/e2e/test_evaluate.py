@@ -59,7 +59,7 @@ def rows(out):
 
 def test_killed_twice_it_ends_with_the_samples_of_an_evaluation_that_was_not(made_assets, tmp_path):
     arguments = ["--model", made_assets / "model", "--data", made_assets / "train.parquet", made_assets / "val.parquet"]
-    arguments += ["--n", 32, "--max-tokens", 12, "--reward", f"{made_assets / 'rewards.py'}:digits"]
+    arguments += ["--n", 32, "--max-tokens", 12, "--reward", f"{made_assets / 'rewards.py'}:score"]
     whole, out = tmp_path / "whole", tmp_path / "killed"
     evaluate(whole, *arguments)
 
@@ -112,7 +112,7 @@ def test_a_merged_checkpoint_continues_what_an_earlier_model_began(run, made_ass
         out,
         *("--model", trained.folder / "global_step_3", "--historical", made_assets / "model"),
         *("--prefix-tokens", "3:6", "--data", made_assets / "train.parquet", "--n", 1, "--temperature", 0),
-        *("--max-tokens", 12, "--reward", f"{made_assets / 'rewards.py'}:digits"),
+        *("--max-tokens", 12, "--reward", f"{made_assets / 'rewards.py'}:score"),
     )
     (merged,) = (tmp_path / "merged_checkpoints").iterdir()
     weights = load_file(merged / "model.safetensors")
