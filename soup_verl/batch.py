@@ -5,6 +5,7 @@ Rows are verl's, in the order of `batch.keys`, padding rows included unless said
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from transfer_queue import KVBatchMeta
 from verl.workers.utils.padding import response_to_nested
 
-from soup_verl import core_algos
+from soup_verl import core_algos, sample_log
 from soup_verl.history import PolicyResponse
 from soup_verl.metrics import StepBatch
 from soup_verl.rollout import token_key
@@ -193,6 +194,42 @@ def policy_responses(
                 )
             )
     return responses
+
+
+def sample_records(
+    batch: KVBatchMeta, data: BatchData, rows: Sequence[int], *, step: int, recomputed: bool, decode: sample_log.Decode
+) -> list[dict[str, Any]]:
+    """Some rows as `sample_log` writes them; only theirs are fetched.
+
+    Args:
+        batch, data: the batch and what `read` gave for it.
+        rows: which.
+        step: training step.
+        recomputed: `old_log_probs` are the trainer's own, not the rollout engine's.
+        decode: token ids -> text.
+    """
+    names = ["prompts", "responses", "index"]
+    stored = tq.kv_batch_get(keys=[batch.keys[i] for i in rows], partition_id=batch.partition_id, select_fields=names)
+    prompts, answers, indices = stored["prompts"].unbind(), stored["responses"].unbind(), items(stored["index"])
+    behavior, current = data.behavior_log_probs, data.old_log_probs if recomputed else None
+    return [
+        sample_log.record(
+            step=step,
+            sample=number,
+            index=int(index),
+            session=int(batch.keys[row].split("_")[-2]),
+            reward=float(data.rewards[row]),
+            policy_version=int(data.policy_version[row]),
+            prompt_ids=prompt.tolist(),
+            response_ids=answer.tolist(),
+            response_mask=data.response_mask[row].tolist(),
+            prefix_mask=data.prefix_mask[row].tolist(),
+            behavior_log_probs=None if behavior is None else behavior[row].tolist(),
+            current_log_probs=None if current is None else current[row].tolist(),
+            decode=decode,
+        )
+        for number, (row, prompt, answer, index) in enumerate(zip(rows, prompts, answers, indices, strict=True))
+    ]
 
 
 def solved_rates(batch: StepBatch) -> dict[Any, float]:

@@ -233,6 +233,18 @@ class KlControlConfig:
 
 
 @dataclass(frozen=True)
+class LogSamplesConfig:
+    """Responses written token by token to `samples.jsonl`; 0 in either key turns it off."""
+
+    every: int = 10
+    count: int = 5
+
+    def __post_init__(self) -> None:
+        _require_int("soup.log_samples.every", self.every, minimum=0)
+        _require_int("soup.log_samples.count", self.count, minimum=0)
+
+
+@dataclass(frozen=True)
 class SoupConfig:
     """Everything SOUP adds to a verl run; see `recipe/soup/config/soup_trainer.yaml` for each key's meaning."""
 
@@ -256,6 +268,7 @@ class SoupConfig:
     max_skipped_steps: int = 3
     seed: int = 0
     sampling_seed: int | None = None
+    log_samples: LogSamplesConfig = field(default_factory=LogSamplesConfig)
     preflight_only: bool = False
 
     def __post_init__(self) -> None:

@@ -38,10 +38,11 @@ def read(folder: Path) -> dict[int, dict[str, float]]:
         raise FileNotFoundError(f"{folder}: no {FILE}; is it the folder of a run with trainer.logger=[file]?")
     steps: dict[int, dict[str, float]] = {}
     for file in files:
-        for line in file.read_text().splitlines():
-            if not line.endswith("}"):
-                continue  # the process was killed while it wrote this line
-            entry = json.loads(line)
+        for line in file.read_text(errors="replace").splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # half a line: it is being written, or the process was killed while it wrote it
             steps.setdefault(entry["step"], {}).update(entry["data"])
     return dict(sorted(steps.items()))
 

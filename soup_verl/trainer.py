@@ -8,7 +8,7 @@ One step, in the order it runs (`verl` marks stages that are verl's, untouched):
     replay_buffer.sample    verl   wait for the responses
     on_sample_end                  wait for the prefixes, then sleep the replicas  <- PrefixSource.before_sleep
     _compute_old_log_prob   verl   log pi_old of every token, prefix included
-    _compute_advantage             metrics; old_log_probs of the prefix; estimator `soup`
+    _compute_advantage             metrics; a few samples written; old_log_probs of the prefix; estimator `soup`
       _observe                     what the batch says about the history           <- PrefixSource.observe_*
     _update_actor                  verl's update, segment metrics finished         <- PrefixSource.before_update
     _save_checkpoint               verl's checkpoint, then ours
@@ -22,6 +22,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from verl.utils.debug import marked_timer
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from soup_verl import batch as batches
-from soup_verl import checkpoint, core_algos, register
+from soup_verl import checkpoint, core_algos, register, sample_log
 from soup_verl.actor_worker import PREFIX_CORRECTION, SHAPED_GAMMA, SUM_PREFIX, SoupActorWorker
 from soup_verl.batch import BatchData, items
 from soup_verl.config import ConfigError, PortableError, ScheduleConfig, SoupConfig
@@ -186,6 +187,7 @@ class SoupTrainer(PPOTrainerSync):
         recomputed = not self.config.algorithm.rollout_correction.get("bypass_mode", False)
         step_batch = batches.step_batch(data, current_version=self.global_steps - 1, recomputed=recomputed)
         metrics.update(step_metrics(step_batch))
+        self._log_samples(batch, data, recomputed=recomputed)
         if self._source:
             metrics.update(self._observe(batch, data, step_batch))
         prefix_weight = self._prepare_prefix_tokens(batch, data, metrics) if self._soup.mixing else None
@@ -199,6 +201,15 @@ class SoupTrainer(PPOTrainerSync):
         )
         with register.batch_segments(segments):
             return super()._compute_advantage(batch, metrics)
+
+    def _log_samples(self, batch: KVBatchMeta, data: BatchData, *, recomputed: bool) -> None:
+        settings, step = self._soup.log_samples, self.global_steps
+        if not sample_log.due(step, every=settings.every, count=settings.count):
+            return
+        rows = sample_log.choose(data.real_rows, data.is_mixed.tolist(), count=settings.count, seed=step)
+        decode = partial(self.tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        records = batches.sample_records(batch, data, rows, step=step, recomputed=recomputed, decode=decode)
+        sample_log.append(Path(self.config.trainer.default_local_dir), records)
 
     def _observe(self, batch: KVBatchMeta, data: BatchData, step_batch: StepBatch) -> dict[str, float]:
         """Tell the source, the gate and the watch what the batch says; returns what they report."""

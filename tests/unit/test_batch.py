@@ -303,3 +303,38 @@ def test_responses_without_log_probs_cannot_be_stored(stored):
     del silent["rollout_log_probs"]
     with pytest.raises(AssertionError, match="log-probs"):
         responses_of(stored, [silent])
+
+
+# ---- samples ----
+
+
+def sampled(stored, *, recomputed=True, rows=(1, 0)):
+    batch, queue = stored(
+        [
+            row([5, 6, 2], index=4, prefix=[0], version=3, uid="a"),
+            row([7, 2], prompt=(8,), index=9, uid="b_c", rewards=[0.25, 0.5]),
+            row([9, 9, 9, 2], uid="d"),
+        ],
+    )
+    data = batches.read(batch, mixing=True)
+    asked = []
+    get = queue.kv_batch_get
+    batches.tq.kv_batch_get = lambda **kwargs: asked.append(kwargs["keys"]) or get(**kwargs)
+    records = batches.sample_records(batch, data, rows, step=5, recomputed=recomputed, decode=str)
+    return asked, records
+
+
+def test_only_the_chosen_rows_are_fetched_and_recorded(stored):
+    asked, (second, first) = sampled(stored)
+    assert asked == [["b_c_1_0", "a_0_0"]]
+    assert (second["sample"], second["index"], second["session"], second["reward"]) == (0, 9, 1, 0.75)
+    assert (second["prompt"], second["response_tokens"], second["policy_version"]) == ("[8]", 2, -1)
+    assert (first["sample"], first["index"], first["policy_version"], first["step"]) == (1, 4, 3, 5)
+    assert first["prefix_mask"] == [1, 0, 0]
+    assert first["ratio"] == pytest.approx([1.0, 0.778801, 0.606531])  # exp(-0.5 i + 0.25 i)
+
+
+def test_without_recomputed_log_probs_a_sample_has_no_ratio(stored):
+    _, (record,) = sampled(stored, recomputed=False, rows=[0])
+    assert record["ratio"] == record["current_log_probs"] == [None] * 3
+    assert record["behavior_log_probs"] == [0.0, -0.25, -0.5]

@@ -48,6 +48,10 @@ def refusal(section):
         ({"seed": -1}, "soup.seed", "-1", "at least 0"),
         ({"seed": 1.0}, "soup.seed", "1.0", "int"),
         ({"sampling_seed": -1}, "soup.sampling_seed", "-1", "at least 0"),
+        ({"log_samples": {"every": -1}}, "soup.log_samples.every", "-1", "at least 0"),
+        ({"log_samples": {"every": 0.5}}, "soup.log_samples.every", "0.5", "int"),
+        ({"log_samples": {"count": -1}}, "soup.log_samples.count", "-1", "at least 0"),
+        ({"log_samples": 5}, "soup.log_samples", "5", "a section of keys"),
         ({"sampling_seed": "x"}, "soup.sampling_seed", "'x'", "int or null"),
         (
             {"prefix_length": {"distribution": "normal"}},
@@ -283,6 +287,7 @@ def test_a_share_may_be_any_by_default():
         {"source": "snapshot", "snapshot": {"choice": "auto"}, "kl_control": {"target_kl": 0.05}},
         {"source": "lookahead", "snapshot": {"choice": "auto"}},  # of another source: not looked at
         {"kl_control": {"min_prefix_kl": 0.01, "max_prefix_kl": 0.2, "patience": 1}},
+        {"log_samples": {"every": 0, "count": 0}},
         {"prefix_objective": "shaped", "prefix_correction": "min_prefix", "behavior_log_probs": "actor"},
     ],
 )

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch.testing import assert_close
 
 from soup_verl import batch as batches
-from soup_verl import checkpoint, trainer
+from soup_verl import checkpoint, sample_log, trainer
 from soup_verl.config import ConfigError, SoupConfig
 from soup_verl.history import CollapseWatch
 from soup_verl.metrics import StepBatch
@@ -253,6 +253,28 @@ def test_a_step_without_prefixes_says_nothing_about_a_collapse():
         instance._observe("batch", ROWS, batch)
     assert [collapsed for _, collapsed in source.kl] == [False, False, True]
     assert source.kl[1][0] == {}
+
+
+# ---- samples ----
+
+
+@pytest.mark.parametrize(("step", "rows"), [(1, 2), (19, 0), (20, 2)])
+def test_a_few_real_rows_are_written_every_so_many_steps(monkeypatch, tmp_path, step, rows):
+    asked = []
+
+    def records(batch, data, rows, **kwargs):
+        asked.append((rows, kwargs["recomputed"], kwargs["decode"]([7])))
+        return [{"step": kwargs["step"], "sample": i, "row": row} for i, row in enumerate(rows)]
+
+    monkeypatch.setattr(batches, "sample_records", records)
+    decode = lambda ids, skip_special_tokens, clean_up_tokenization_spaces: f"{ids}{skip_special_tokens}"  # noqa: E731
+    instance = mixing_trainer(None, SoupConfig.parse({"log_samples": {"every": 10, "count": 2}}))
+    instance.config.trainer.default_local_dir = str(tmp_path)
+    instance.global_steps, instance.tokenizer = step, SimpleNamespace(decode=decode)
+    data = SimpleNamespace(real_rows=[0, 1], is_mixed=torch.tensor([True, False, True]))
+    instance._log_samples("batch", data, recomputed=False)
+    assert asked == ([([0, 1], False, "[7]False")] if rows else [])
+    assert [e["row"] for e in sample_log.read(tmp_path).get(step, [])] == list(range(rows))
 
 
 # ---- prefix tokens ----

@@ -1,0 +1,37 @@
+"""Which evaluations make one line of the pass@k figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from soup_verl.reporting.compare import Group
+from soup_verl.reporting.figures import Evaluated
+from soup_verl.reporting.runs import Evaluation, read_evaluation, unique_names
+
+
+def lines(groups: Sequence[Group], folders: Sequence[Path]) -> list[Evaluated]:
+    """Evaluations within the runs' folders, a line for each place in them, then those of `folders` from elsewhere.
+
+    Raises:
+        ReportError: one of `folders` holds no evaluation.
+    """
+    found = [line for group in groups for line in _of_group(group)]
+    known = {e.folder.resolve() for line in found for e in line.evaluations}
+    others = [folder for folder in folders if folder.resolve() not in known]
+    names = unique_names([folder.resolve() for folder in others])
+    return found + [
+        Evaluated(name, len(groups) + i, (len(groups) + i) // 7, [read_evaluation(folder)])
+        for i, (name, folder) in enumerate(zip(names, others, strict=True))
+    ]
+
+
+def _of_group(group: Group) -> list[Evaluated]:
+    places: dict[str, list[Evaluation]] = {}
+    for run in group.runs:
+        for evaluation in run.evaluations:
+            places.setdefault(evaluation.folder.relative_to(run.folder).as_posix(), []).append(evaluation)
+    return [
+        Evaluated(f"{group.name}, {place}" if len(places) > 1 else group.name, group.number, style, evaluations)
+        for style, (place, evaluations) in enumerate(places.items())
+    ]

@@ -1,0 +1,402 @@
+"""Every figure of the report as plain data for plotly.js: {"data": [...], "layout": {...}} a panel.
+
+A figure is one question; its panels stand side by side where there is room. Runs keep their colour in all of them; text
+and grid colours are the page's, which knows light from dark. What has no data is left out, and says which metric it
+missed.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from soup_verl.reporting import compare
+from soup_verl.reporting.compare import Group, Series
+from soup_verl.reporting.runs import Evaluation, Interval, Run
+from soup_verl.reporting.stages import STAGES, stage_seconds
+
+# Okabe and Ito's colours for the colour-blind, less black and yellow, which vanish on dark or on white; then grey.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a8a8a")
+DASHES = ("solid", "dash", "dot", "dashdot")  # the next of them each time the colours are used up
+
+FEW = 15  # points up to which each is marked
+
+SEGMENTS = ("prefix", "continuation", "onpolicy")
+SEGMENT_TITLES = {"prefix": "prefix", "continuation": "continuation", "onpolicy": "on-policy responses"}
+STEP = "training step"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One set of axes: `plot` is what plotly.js draws, `keys` the metrics it is of."""
+
+    title: str
+    keys: str
+    plot: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Panels that answer one question.
+
+    Args:
+        name: identifier within the page.
+        title, caption: what it shows; what to look for.
+        panels: none if there are no data.
+        missing: metrics that no run has logged, of the panels left out.
+        legend: what the panels have besides the runs' lines, label, colour and dash of each ("" for an area).
+        of_runs: whether they have the runs' lines.
+    """
+
+    name: str
+    title: str
+    caption: str
+    panels: Sequence[Panel]
+    missing: Sequence[str]
+    legend: Sequence[tuple[str, str, str]] = ()
+    of_runs: bool = True
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Evaluations that make one line: of the runs of a group, or one alone.
+
+    Args:
+        name: of the line.
+        number: of the group whose colour it has.
+        style: which of `DASHES`.
+        evaluations: at least one.
+    """
+
+    name: str
+    number: int
+    style: int
+    evaluations: Sequence[Evaluation]
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a panel of lines is of: the metric, by each run's first of `keys`, times `scale`."""
+
+    title: str
+    keys: Sequence[str]
+    y: str
+    scale: float = 1.0
+    log: bool = False
+
+
+def color(number: int) -> str:
+    """Of the group with this number."""
+    return COLORS[number % len(COLORS)]
+
+
+def dash(number: int) -> str:
+    """Of the group with this number."""
+    return DASHES[number // len(COLORS) % len(DASHES)]
+
+
+def all_figures(groups: Sequence[Group], evaluated: Sequence[Evaluated]) -> list[Figure]:
+    """In the order of the page."""
+    return [
+        _lines("reward", "Reward in training", REWARD_CAPTION, groups, REWARD),
+        _validation(groups),
+        _lines("kinds", "Reward of mixed against on-policy responses", KINDS_CAPTION, groups, KINDS, shared=True),
+        _lines(
+            "entropy", "Entropy by segment", ENTROPY_CAPTION, groups, by_segment("entropy_mean", "nats a token"), True
+        ),
+        _lines("kl", "KL", KL_CAPTION, groups, KL),
+        _lines("ratio", "Importance ratio by segment", RATIO_CAPTION, groups, RATIO),
+        _lines("lost", "Gradient lost to clipping", LOST_CAPTION, groups, LOST, shared=True),
+        _lines("age", "Policy age", AGE_CAPTION, groups, AGE, shared=True),
+        _lines("length", "Prefix length", LENGTH_CAPTION, groups, LENGTH, shared=True),
+        _time_by_stage(groups),
+        _decode_tokens(groups),
+        _at_k("pass_at_k", "pass@k", PASS_CAPTION, evaluated, lambda e: e.pass_at_k),
+        _at_k("maj_at_k", "maj@k", MAJ_CAPTION, evaluated, lambda e: e.maj_at_k),
+    ]
+
+
+def by_segment(noun: str, y: str, scale: float = 1.0, suffix: str = "") -> list[Line]:
+    """A panel for each segment of `soup/<segment>_<noun>`."""
+    return [Line(SEGMENT_TITLES[s] + suffix, (f"soup/{s}_{noun}",), y, scale) for s in SEGMENTS]
+
+
+REWARD = [Line("all responses", compare.REWARD, "mean reward")]
+KINDS = [
+    Line("mixed", ("soup/mixed_reward_mean",), "mean reward"),
+    Line("on-policy", ("soup/onpolicy_reward_mean",), "mean reward"),
+]
+KL = [
+    Line("historical against current policy", ("soup/prefix_kl_k3",), "k3, nats a prefix token", log=True),
+    Line("current policy before and after the update", ("actor/ppo_kl",), "k1, nats a token"),
+    Line("current against reference policy", ("actor/kl_loss", "actor/reward_kl_penalty"), "nats a token"),
+]
+RATIO = [*by_segment("ratio_mean", "ratio", suffix=", mean"), *by_segment("ratio_max", "ratio", suffix=", largest")]
+LOST = by_segment("gradient_lost_share", "% of the gradient", scale=100.0)
+AGE = [
+    Line("mean", ("soup/policy_age_mean",), "steps"),
+    Line("oldest", ("soup/policy_age_max",), "steps"),
+]
+LENGTH = [
+    Line("mean", ("soup/prefix_length_mean",), "tokens"),
+    Line("longest", ("soup/prefix_length_max",), "tokens"),
+]
+
+REWARD_CAPTION = "Mean over all responses of a step. Look at the slope, and at where it flattens."
+VALIDATION_CAPTION = (
+    "Mean score of the validation responses; best of n: the best of each prompt's n. A mean that rises while the best "
+    "of n falls is diversity lost."
+)
+KINDS_CAPTION = (
+    "Mixed responses start with a historical prefix. Well below on-policy ones: the prefixes are too old or too long. "
+    "The same: they add nothing yet, or cost nothing."
+)
+ENTROPY_CAPTION = (
+    "Of the current policy. A fall to near 0 is the collapse that history is meant to slow down; a rise without "
+    "reward is noise."
+)
+KL_CAPTION = (
+    "First panel: how far the prefixes' policies are from the present one. Near 0 for long: history is no different "
+    "from the present. Growing without end: it is too old."
+)
+RATIO_CAPTION = (
+    "Probability under the policy being trained, over that under the policy that sampled the token. 1 is on-policy; "
+    "means far from 1, or ever larger maxima, are mismatch."
+)
+LOST_CAPTION = (
+    "Share of the summed |advantage| on tokens whose gradient clipping makes 0. High on prefixes: they teach little."
+)
+AGE_CAPTION = "Steps between the policy of a prefix and the one that continues it. No line: no prefixes in that step."
+LENGTH_CAPTION = "Tokens of a response that come from its historical policy, over mixed responses only."
+TIME_CAPTION = (
+    "The stages of a step, without validation. Prefixes that are sampled while the batch's own responses are awaited "
+    "are inside generation."
+)
+TOKENS_CAPTION = (
+    "Tokens the rollout engine decoded for the step's responses: the budget at which runs should be compared."
+)
+PASS_CAPTION = (
+    "Chance that one of k responses is right, with its interval. Lines that cross: better at one try, fewer problems "
+    "in reach."
+)
+MAJ_CAPTION = "Chance that the most frequent answer of k responses is right, with its interval."
+
+
+def _lines(
+    name: str, title: str, caption: str, groups: Sequence[Group], lines: Iterable[Line], shared: bool = False
+) -> Figure:
+    """A panel for each of `lines` that has data; `shared`: with one scale."""
+    drawn: list[tuple[Line, list[tuple[Group, Series]]]] = []
+    missing = []
+    for line in lines:
+        found = [(group, _scaled(group, line)) for group in groups]
+        if data := [(group, one) for group, one in found if one.steps]:
+            drawn.append((line, data))
+        else:
+            missing.append(" or ".join(line.keys))
+    every = [one for _, data in drawn for _, one in data]
+    scale = _padded(v for one in every for v in (*one.low, *one.high)) if shared and every else None
+    panels = [_panel(line, data, steps_of(groups), scale) for line, data in drawn]
+    return Figure(name, title, caption, panels, missing)
+
+
+def _scaled(group: Group, line: Line) -> Series:
+    runs = (compare.first_found(run, line.keys) for run in group.runs)
+    return compare.series({step: value * line.scale for step, value in run.items()} for run in runs)
+
+
+def steps_of(groups: Sequence[Group]) -> list[float]:
+    """First and last step of all runs, a little apart from the frame: every axis of steps has this range."""
+    steps = [step for group in groups for run in group.runs for found in run.metrics.values() for step in found]
+    return _padded(steps or [0], share=0.02)
+
+
+def _panel(
+    line: Line, data: Sequence[tuple[Group, Series]], x_range: Sequence[float], y_range: Sequence[float] | None = None
+) -> Panel:
+    traces = [trace for group, one in data for trace in line_and_band(group.name, group.number, one)]
+    layout = axes(STEP, line.y, x_range)
+    if line.log and _spans_decades([one for _, one in data]):
+        layout["yaxis"] |= {"type": "log", "exponentformat": "power", "dtick": 1}
+    elif y_range is not None:
+        layout["yaxis"]["range"] = y_range
+    return Panel(line.title, " or ".join(line.keys), {"data": traces, "layout": layout})
+
+
+def line_and_band(
+    name: str, number: int, one: Series, *, style: int | None = None, interval: bool = False
+) -> list[dict[str, Any]]:
+    """Traces of one group: the mean, and a band: the range over its runs where there are several, or an interval.
+
+    Args:
+        name, number: of the group.
+        one: what to draw.
+        style: which of `DASHES`; None: the group's.
+        interval: `low` and `high` are an interval's ends, not the range over runs.
+    """
+    own, name = color(number), html.escape(name)  # plotly.js reads tags in names
+    common = {"type": "scatter", "x": list(one.steps), "legendgroup": str(number), "showlegend": False}
+    band = []
+    if interval or max(one.n, default=0) > 1:
+        edge = common | {"mode": "lines", "line": {"width": 0, "color": own}, "hoverinfo": "skip"}
+        band = [
+            edge | {"y": rounded(one.low)},
+            edge | {"y": rounded(one.high), "fill": "tonexty", "fillcolor": _transparent(own)},
+        ]
+    count = "" if interval else ", n=%{customdata[2]}"
+    several = f" (%{{customdata[0]:.3~g}} to %{{customdata[1]:.3~g}}{count})" if band else ""
+    mean = common | {
+        "name": name,
+        "y": rounded(one.mean),
+        "mode": "lines+markers" if len(one.steps) <= FEW else "lines",
+        "marker": {"size": 5, "color": own},
+        "line": {"width": 2, "color": own, "dash": dash(number) if style is None else DASHES[style % len(DASHES)]},
+        "hovertemplate": f"{name}: %{{y:.4~g}}{several}<extra></extra>",
+    }
+    if band:
+        mean["customdata"] = [list(row) for row in zip(rounded(one.low), rounded(one.high), one.n, strict=True)]
+    return [*band, mean]
+
+
+def axes(x: str, y: str, x_range: Sequence[float] | None = None) -> dict[str, Any]:
+    """Layout with titled axes."""
+    return {
+        "xaxis": {"title": {"text": x}, "automargin": True} | ({"range": x_range} if x_range else {}),
+        "yaxis": {"title": {"text": y}, "automargin": True},
+        "hovermode": "x unified",
+    }
+
+
+def rounded(values: Iterable[float]) -> list[float]:
+    """To five digits: the page holds every point."""
+    return [float(f"{value:.5g}") for value in values]
+
+
+def _validation(groups: Sequence[Group]) -> Figure:
+    """Panels for each data set, whose metrics' names hold the number of responses a prompt."""
+    keys = sorted({key for group in groups for run in group.runs for key in run.metrics})
+    means, bests = [], []
+    for data in sorted({data for group in groups for run in group.runs for data in compare.validation_of(run)}):
+        own = [key for key in keys if key.startswith(f"val-core/{data}/")]
+        means.append(Line(data, [k for k in own if compare.VALIDATION.fullmatch(k)], "mean score"))
+        best = [key for key in own if "/best@" in key and key.endswith("/mean")]
+        for n in sorted({key.split("/best@")[1].removesuffix("/mean") for key in best}, key=int):
+            of_n = [key for key in best if f"/best@{n}/" in key]
+            bests.append(Line(f"{data}, best of {n}", of_n, "mean best score"))
+    lines = [*means, *bests] or [Line("", ("val-core/*/mean@n",), "")]
+    return _lines("validation", "Validation", VALIDATION_CAPTION, groups, lines, shared=True)
+
+
+def _time_by_stage(groups: Sequence[Group]) -> Figure:
+    """Seconds a step of every group, then each group's by stage."""
+    whole = _lines(
+        "time", "Step time by stage", TIME_CAPTION, groups, [Line("whole step", compare.STEP_SECONDS, "seconds")]
+    )
+    seconds = [(group, stage_seconds(group.runs)) for group in groups]
+    used = {name for _, stages in seconds for name in stages}
+    sums = [sum(at) for _, stages in seconds for at in zip(*(s.values() for s in stages.values()), strict=True)]
+    frame = steps_of(groups), [0, max(sums, default=1.0) * 1.05]
+    panels = [_stage_panel(group, stages, *frame) for group, stages in seconds if stages]
+    missing = [*whole.missing] if panels else [*whole.missing, "timing_s/gen"]
+    legend = [(title, own, "") for name, title, own in STAGES if name in used]
+    return Figure(whole.name, whole.title, whole.caption, [*whole.panels, *panels], missing, legend)
+
+
+def _stage_panel(
+    group: Group,
+    stages: Mapping[str, Mapping[int, float]],
+    x_range: Sequence[float],
+    y_range: Sequence[float],
+) -> Panel:
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "stackgroup": "stages",
+            "name": title,
+            "x": list(stages[name]),
+            "y": rounded(stages[name].values()),
+            "line": {"width": 0.5, "color": own},
+            "fillcolor": own,
+            "hovertemplate": f"{title}: %{{y:.3~g}} s<extra></extra>",
+            "showlegend": False,
+        }
+        for name, title, own in STAGES
+        if name in stages
+    ]
+    layout = axes(STEP, "seconds", x_range)
+    layout["yaxis"]["range"] = y_range
+    return Panel(group.name, "timing_s/*", {"data": traces, "layout": layout})
+
+
+def _decode_tokens(groups: Sequence[Group]) -> Figure:
+    per_step = [Line("each step", compare.DECODE_TOKENS, "tokens")]
+    figure = _lines("tokens", "Decoded tokens", TOKENS_CAPTION, groups, per_step)
+    sums = [(group, compare.series(_running_sum(run) for run in group.runs)) for group in groups]
+    data = [(group, one) for group, one in sums if one.steps]
+    so_far = Line("so far", compare.DECODE_TOKENS, "tokens")
+    panels = [*figure.panels, *([_panel(so_far, data, steps_of(groups))] if data else [])]
+    return Figure(figure.name, figure.title, figure.caption, panels, figure.missing)
+
+
+def _running_sum(run: Run) -> dict[int, float]:
+    total, sums = 0.0, {}
+    for step, tokens in compare.first_found(run, compare.DECODE_TOKENS).items():
+        total += tokens
+        sums[step] = total
+    return sums
+
+
+def _at_k(
+    name: str,
+    title: str,
+    caption: str,
+    evaluated: Sequence[Evaluated],
+    of: Callable[[Evaluation], Mapping[int, Interval]],
+) -> Figure:
+    """A line for each of `evaluated`; the band is its interval, or the range over runs where there are several."""
+    traces: list[dict[str, Any]] = []
+    legend, ks = [], set()
+    for one in evaluated:
+        if found := [intervals for evaluation in one.evaluations if (intervals := of(evaluation))]:
+            series = _interval_series(found[0]) if len(found) == 1 else compare.series(_means(f) for f in found)
+            traces += line_and_band(one.name, one.number, series, style=one.style, interval=len(found) == 1)
+            legend.append((one.name, color(one.number), DASHES[one.style % len(DASHES)]))
+            ks |= set(series.steps)
+    layout = axes("k, responses a problem", title)
+    ticks = sorted(k for k in ks if k & (k - 1) == 0) or sorted(ks)
+    layout["xaxis"] |= {"type": "log", "tickvals": ticks, "ticktext": [str(k) for k in ticks]}
+    panels = [Panel("all problems", name, {"data": traces, "layout": layout})] if traces else []
+    return Figure(
+        name, title, caption, panels, [] if traces else [f"{name} of an evaluation's results.json"], legend, False
+    )
+
+
+def _interval_series(found: Mapping[int, Interval]) -> Series:
+    """The interval stands where the range over runs does."""
+    of = list(found.values())
+    return Series(list(found), [i.mean for i in of], [i.low for i in of], [i.high for i in of], [1] * len(of))
+
+
+def _means(found: Mapping[int, Interval]) -> dict[int, float]:
+    return {k: interval.mean for k, interval in found.items()}
+
+
+def _spans_decades(data: Iterable[Series]) -> bool:
+    values = [value for one in data for value in one.low]
+    return min(values) > 0 and max(values) > 30 * min(values)
+
+
+def _padded(values: Iterable[float], share: float = 0.06) -> list[float]:
+    """Lowest and highest of the values, and a margin."""
+    found = list(values)
+    low, high = min(found), max(found)
+    margin = share * (high - low) or 0.05 * abs(high) or 1.0
+    return [low - margin, high + margin]
+
+
+def _transparent(own: str) -> str:
+    red, green, blue = (int(own[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.25)"
