@@ -235,10 +235,16 @@ def _code_differences(groups: Sequence[Group]) -> list[Difference]:
     ]
 
 
-def _code(run: Run) -> dict[str, str]:
+def commit_of(run: Run) -> str:
+    """Ten digits of the commit the run was started from, and whether the checkout had changes; "" if not recorded."""
     git = run.facts.get("git") or {}
-    commit = {"code: commit": git["commit"][:10] + (" with changes" if git.get("dirty") else "")} if git else {}
-    return commit | {f"code: {name}": version for name, version in (run.facts.get("versions") or {}).items()}
+    return git.get("commit", "")[:10] + (" with changes" if git.get("dirty") else "")
+
+
+def _code(run: Run) -> dict[str, str]:
+    versions = {f"code: {name}": version for name, version in (run.facts.get("versions") or {}).items()}
+    commit = commit_of(run)
+    return ({"code: commit": commit} if commit else {}) | versions
 
 
 def _joined(values: Iterable[str]) -> str:

@@ -366,8 +366,8 @@ def _at_k(
             legend.append((one.name, color(one.number), DASHES[one.style % len(DASHES)]))
             ks |= set(series.steps)
     layout = axes("k, responses a problem", title)
-    ticks = sorted(k for k in ks if k & (k - 1) == 0) or sorted(ks)
-    layout["xaxis"] |= {"type": "log", "tickvals": ticks, "ticktext": [str(k) for k in ticks]}
+    ticks = sorted(k for k in ks if int(k) & (int(k) - 1) == 0) or sorted(ks)
+    layout["xaxis"] |= {"type": "log", "tickvals": ticks, "ticktext": [f"{k:g}" for k in ticks]}
     panels = [Panel("all problems", name, {"data": traces, "layout": layout})] if traces else []
     return Figure(
         name, title, caption, panels, [] if traces else [f"{name} of an evaluation's results.json"], legend, False

@@ -45,6 +45,7 @@ def render(
             total_steps=total_steps(runs),
             figures=figures.all_figures(groups, evaluated.lines(groups, evaluations)),
             samples=[(group, found) for group in groups if (found := samples.of_group(group))],
+            state_of=_state,
             near_1=samples.NEAR_1,
             legend=[(_label(group), figures.color(group.number), figures.dash(group.number)) for group in groups],
             written=time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -76,6 +77,16 @@ def _file(name: str) -> Markup:
 
 def _label(group: Group) -> str:
     return group.name if len(group.runs) == 1 else f"{group.name} (n={len(group.runs)})"
+
+
+def _state(run: Run) -> str:
+    """How far the run is, when it was started and from which code, as far as it is recorded."""
+    parts = ["no step yet" if run.last_step is None else f"step {run.last_step}"]
+    if run.facts.get("started"):
+        parts.append(f"started {run.facts['started']}")
+    if commit := compare.commit_of(run):
+        parts.append(f"commit {commit}")
+    return ", ".join(parts) + ("; it recorded no settings" if run.settings is None else "")
 
 
 def _standing_row(one: Standing, first: Standing) -> dict[str, Any]:

@@ -1,0 +1,107 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from soup_verl.reporting import runs
+from soup_verl.reporting.runs import Interval, ReportError, read_runs
+from tests.unit.reporting.folders import SAMPLE, write_run
+
+
+def test_a_run_is_its_metrics_settings_facts_and_last_samples(tmp_path):
+    folder = write_run(
+        tmp_path / "a",
+        metrics={"x": [1.0, 2.0], "y": [3]},
+        facts={"started": "today"},
+        samples=[{**SAMPLE, "step": 1}, SAMPLE],
+        soup__seed=4,
+    )
+    (run,) = read_runs([folder])
+    assert run.metrics == {"x": {1: 1.0, 2: 2.0}, "y": {1: 3.0}} and run.last_step == 2
+    assert run.settings["soup.seed"] == 4 and run.settings["data.files"] == "a.parquet"
+    assert run.facts == {"started": "today"} and [s["step"] for s in run.samples] == [2]
+
+
+def test_what_is_no_finite_number_is_left_out(tmp_path):
+    folder = write_run(tmp_path / "a", metrics={"x": [1.0, float("nan"), float("inf"), "text", None]})
+    assert read_runs([folder])[0].metrics == {"x": {1: 1.0}}
+
+
+def test_a_run_that_goes_on_may_end_in_half_a_line(tmp_path):
+    folder = write_run(tmp_path / "a", metrics={"x": [1.0]}, samples=[SAMPLE])
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        with (folder / name).open("a") as file:
+            file.write('{"step": 2, "sample": 1, "data": {"x": 1.0}')
+    (run,) = read_runs([folder])
+    assert run.last_step == 1 and len(run.samples) == 1
+
+
+def test_a_run_that_has_just_started_has_no_metrics_yet(tmp_path):
+    folder = write_run(tmp_path / "a", metrics={})
+    (folder / "metrics.jsonl").unlink()
+    (run,) = read_runs([folder])
+    assert run.metrics == {} and run.last_step is None
+
+
+@pytest.mark.parametrize(("made", "said"), [(True, "another folder"), (False, "no folder")])
+def test_a_folder_that_is_no_run_is_refused_by_its_path(tmp_path, made, said):
+    if made:
+        (tmp_path / "a").mkdir()
+    with pytest.raises(ReportError, match=f"{tmp_path}/a: expected the folder of a run, with metrics.jsonl .*{said}"):
+        read_runs([tmp_path / "a"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("config.yaml", "a: [1"), ("config.yaml", "- 1"), ("run.json", "{"), ("run.json", "[]")]
+)
+def test_a_broken_file_is_named(tmp_path, name, text):
+    folder = write_run(tmp_path / "a")
+    (folder / name).write_text(text)
+    with pytest.raises(ReportError, match=f"{folder}/{name}: expected"):
+        read_runs([folder])
+
+
+def test_a_run_without_settings_is_read(tmp_path):
+    assert read_runs([write_run(tmp_path / "a", config=False)])[0].settings is None
+
+
+def test_a_folder_given_twice_is_one_run(tmp_path):
+    folder = write_run(tmp_path / "a")
+    assert len(read_runs([folder, tmp_path / ".." / tmp_path.name / "a"])) == 1
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["/r/grpo", "/r/soup"], ["grpo", "soup"]),
+        (["/r/s1/soup", "/r/s2/soup"], ["s1/soup", "s2/soup"]),
+        (["/r/soup"], ["soup"]),
+    ],
+)
+def test_names_are_as_short_as_can_be(paths, names):
+    assert runs.unique_names([Path(p) for p in paths]) == names
+
+
+# ---- evaluations ----
+
+FOUND = {"mean": 0.5, "low": 0.25, "high": 0.75}
+
+
+def test_evaluations_in_the_folder_are_found(tmp_path):
+    results = {"pass_at_k": {"2": FOUND, "1": FOUND, "16": FOUND}, "settings": {}}
+    (run,) = read_runs([write_run(tmp_path / "a", evaluation=results)])
+    (evaluation,) = run.evaluations
+    assert list(evaluation.pass_at_k) == [1, 2, 16] and evaluation.maj_at_k == {}
+    assert evaluation.pass_at_k[1] == Interval(0.5, 0.25, 0.75)
+
+
+@pytest.mark.parametrize("at_k", [{"one": FOUND}, {"1": {"mean": 1}}, {"1": 0.5}, {"1": {**FOUND, "low": "x"}}, [1]])
+def test_results_of_another_shape_are_refused(tmp_path, at_k):
+    (tmp_path / "results.json").write_text(json.dumps({"pass_at_k": at_k}))
+    with pytest.raises(ReportError, match=f"{tmp_path}/results.json: pass_at_k: expected"):
+        runs.read_evaluation(tmp_path)
+
+
+def test_a_folder_without_results_is_refused(tmp_path):
+    with pytest.raises(ReportError, match=f"{tmp_path}: expected the folder of an evaluation"):
+        runs.read_evaluation(tmp_path)
