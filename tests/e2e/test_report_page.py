@@ -199,12 +199,15 @@ def test_a_watched_page_loads_itself_again_and_keeps_its_place(browser, runs, tm
     def stop(seconds):
         raise KeyboardInterrupt
 
+    def write(seconds):
+        assert report.main([str(runs[0]), "--out", str(path), "--watch", seconds], stop) == 0
+
     path = tmp_path / "report.html"
-    assert report.main([str(runs[0]), "--out", str(path), "--watch", "10"], stop) == 0
+    write("10")
     with opened(browser, path, width=360, scheme="light"):
         browser.execute_script("document.querySelector('details').open = true; scrollTo(0, 1500)")
         before = browser.execute_script("return performance.timeOrigin")
-        write_page(runs[:1], path)  # the run is over: this page stays
+        write("600")  # this one stays while it is looked at
         found = wait_for(
             browser,
             f"{DRAWN} && performance.timeOrigin !== {before} && [scrollY, document.querySelector('details').open]",
