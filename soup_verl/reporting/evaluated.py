@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from soup_verl.reporting.compare import Group
+from soup_verl.reporting.drawing import COLORS
 from soup_verl.reporting.figures import Evaluated
 from soup_verl.reporting.runs import Evaluation, read_evaluation, unique_names
 
@@ -21,7 +22,7 @@ def lines(groups: Sequence[Group], folders: Sequence[Path]) -> list[Evaluated]:
     others = [folder for folder in folders if folder.resolve() not in known]
     names = unique_names([folder.resolve() for folder in others])
     return found + [
-        Evaluated(name, len(groups) + i, (len(groups) + i) // 7, [read_evaluation(folder)])
+        Evaluated(name, len(groups) + i, (len(groups) + i) // len(COLORS), [read_evaluation(folder)])
         for i, (name, folder) in enumerate(zip(names, others, strict=True))
     ]
 

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from soup_verl.reporting import compare, evaluated, figures, samples
+from soup_verl.reporting import compare, drawing, evaluated, figures, samples
 from soup_verl.reporting.compare import Group, Standing
 from soup_verl.reporting.runs import Run, total_steps
 
@@ -47,7 +47,7 @@ def render(
             samples=[(group, found) for group in groups if (found := samples.of_group(group))],
             state_of=_state,
             near_1=samples.NEAR_1,
-            legend=[(_label(group), figures.color(group.number), figures.dash(group.number)) for group in groups],
+            legend=[(_label(group), drawing.color(group.number), drawing.dash(group.number)) for group in groups],
             written=time.strftime("%Y-%m-%d %H:%M:%S"),
             refresh=refresh,
             nonce=secrets.token_urlsafe(16),

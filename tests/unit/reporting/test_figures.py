@@ -3,7 +3,7 @@ import json
 import plotly.graph_objects as go
 import pytest
 
-from soup_verl.reporting import evaluated, figures, stages
+from soup_verl.reporting import drawing, evaluated, figures, stages
 from soup_verl.reporting.compare import Group, series
 from soup_verl.reporting.runs import Evaluation, Interval, Run
 
@@ -81,11 +81,11 @@ def test_a_run_has_its_colour_in_every_figure():
             for trace in lines(panel):
                 if trace["name"] in colours:
                     colours[trace["name"]].add(trace["line"]["color"])
-    assert colours == {"a": {figures.COLORS[0]}, "b": {figures.COLORS[1]}}
+    assert colours == {"a": {drawing.COLORS[0]}, "b": {drawing.COLORS[1]}}
 
 
 def test_more_groups_than_colours_differ_by_their_dashes():
-    styles = [(figures.color(i), figures.dash(i)) for i in range(28)]
+    styles = [(drawing.color(i), drawing.dash(i)) for i in range(28)]
     assert len(set(styles)) == 28
 
 
@@ -101,7 +101,7 @@ def test_seeds_make_a_band_and_a_single_run_none():
 
 
 def test_plotly_does_not_read_tags_in_a_runs_name():
-    (trace,) = figures.line_and_band("<b>x</b>", 0, series([{1: 1.0}]))
+    (trace,) = drawing.line_and_band("<b>x</b>", 0, series([{1: 1.0}]))
     assert trace["name"] == "&lt;b&gt;x&lt;/b&gt;" and "<b>" not in trace["hovertemplate"]
 
 

@@ -9,7 +9,7 @@ from soup_verl.reporting import page
 from soup_verl.reporting.runs import read_runs
 from tests.unit.reporting.folders import SAMPLE, write_run
 
-HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror=hacked()>{{ 7 * 7 }}"
+HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror=hacked()>{{ 7 * 123457 }}"
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def test_hostile_text_is_only_text(tmp_path):
     scripts = [attrs for tag, attrs in found.tags if tag == "script"]
     assert scripts and len({attrs.get("nonce") for attrs in scripts}) == 1 and scripts[0]["nonce"]
     assert not [name for _, attrs in found.tags for name in attrs if name.startswith("on")]
-    assert any(HOSTILE in text for text in found.text) and not any("49" in text for text in found.text)
+    assert any(HOSTILE in text for text in found.text) and not any("864199" in text for text in found.text)
 
 
 def test_nothing_is_loaded_and_the_browser_is_told_not_to(tmp_path):
