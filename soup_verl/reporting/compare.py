@@ -155,8 +155,7 @@ def first_found(run: Run, keys: Iterable[str]) -> Mapping[int, float]:
 
 REWARD = ("critic/rewards/mean",)
 STEP_SECONDS = ("timing_s/step", "perf/time_per_step")
-# Without a source of prefixes every token is an on-policy one, and decoded in its step.
-DECODE_TOKENS = ("soup/decode_tokens_total", "soup/onpolicy_tokens_total")
+DECODE_TOKENS = "soup/decode_tokens_total"
 VALIDATION = re.compile(r"val-core/(?P<data>.+)/(?P<what>[^/]+)/mean@\d+")
 
 
@@ -166,13 +165,19 @@ def validation_of(run: Run) -> dict[str, Mapping[int, float]]:
     return {match["data"]: steps for match, steps in found if match}
 
 
+def decode_tokens(run: Run) -> Mapping[int, float]:
+    """Step -> tokens decoded for its responses. A run that never has a prefix logs them as its on-policy tokens only."""
+    mixed = any(run.metrics.get("soup/prefix_tokens_total", {}).values())
+    return first_found(run, (DECODE_TOKENS,) if mixed else (DECODE_TOKENS, "soup/onpolicy_tokens_total"))
+
+
 def standing(group: Group) -> Standing:
     """Where a group stands."""
     ends = [run.last_step or 0 for run in group.runs]
     reward = series(first_found(run, REWARD) for run in group.runs).mean
     last = [steps[max(steps)] for run in group.runs for steps in validation_of(run).values()]
     seconds = [s for run in group.runs for s in first_found(run, STEP_SECONDS).values()]
-    tokens = [sum(found.values()) for run in group.runs if (found := first_found(run, DECODE_TOKENS))]
+    tokens = [sum(found.values()) for run in group.runs if (found := decode_tokens(run))]
     return Standing(
         group=group,
         steps=(min(ends), max(ends)),

@@ -267,18 +267,19 @@ def _stage_panel(
 
 
 def _decode_tokens(groups: Sequence[Group]) -> Figure:
-    per_step = [Line("each step", compare.DECODE_TOKENS, "tokens")]
-    figure = _lines("tokens", "Decoded tokens", TOKENS_CAPTION, groups, per_step)
-    sums = [(group, compare.series(_running_sum(run) for run in group.runs)) for group in groups]
-    data = [(group, one) for group, one in sums if one.steps]
-    so_far = Line("so far", compare.DECODE_TOKENS, "tokens")
-    panels = [*figure.panels, *([_panel(so_far, data, steps_of(groups))] if data else [])]
-    return Figure(figure.name, figure.title, figure.caption, panels, figure.missing)
+    """Of each step, and their running sum."""
+    panels = []
+    for title, of in (("each step", compare.decode_tokens), ("so far", _running_sum)):
+        found = [(group, compare.series(of(run) for run in group.runs)) for group in groups]
+        if data := [(group, one) for group, one in found if one.steps]:
+            panels.append(_panel(Line(title, (compare.DECODE_TOKENS,), "tokens"), data, steps_of(groups)))
+    missing = [] if panels else [compare.DECODE_TOKENS]
+    return Figure("tokens", "Decoded tokens", TOKENS_CAPTION, panels, missing)
 
 
 def _running_sum(run: Run) -> dict[int, float]:
     total, sums = 0.0, {}
-    for step, tokens in compare.first_found(run, compare.DECODE_TOKENS).items():
+    for step, tokens in compare.decode_tokens(run).items():
         total += tokens
         sums[step] = total
     return sums

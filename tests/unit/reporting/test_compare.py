@@ -157,3 +157,10 @@ def test_where_a_group_stands():
 def test_nothing_logged_stands_nowhere():
     found = compare.standing(compare.Group("g", 0, [run_with({})]))
     assert (found.steps, found.reward, found.validation, found.decode_tokens) == ((0, 0), None, None, None)
+
+
+def test_on_policy_tokens_stand_for_the_decoded_ones_only_where_no_response_is_mixed():
+    tokens = {"soup/onpolicy_tokens_total": [5.0], "soup/prefix_tokens_total": [0.0]}
+    assert compare.decode_tokens(run_with(tokens)) == {1: 5.0}
+    assert compare.decode_tokens(run_with(tokens | {"soup/prefix_tokens_total": [3.0]})) == {}
+    assert compare.decode_tokens(run_with(tokens | {"soup/decode_tokens_total": [9.0]})) == {1: 9.0}
