@@ -166,7 +166,7 @@ def validation_of(run: Run) -> dict[str, Mapping[int, float]]:
 
 
 def decode_tokens(run: Run) -> Mapping[int, float]:
-    """Step -> tokens decoded for its responses. A run that never has a prefix logs them as its on-policy tokens only."""
+    """Step -> tokens decoded for its responses. A run that never has a prefix logs its on-policy tokens only."""
     mixed = any(run.metrics.get("soup/prefix_tokens_total", {}).values())
     return first_found(run, (DECODE_TOKENS,) if mixed else (DECODE_TOKENS, "soup/onpolicy_tokens_total"))
 
