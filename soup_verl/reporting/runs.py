@@ -129,8 +129,8 @@ def read_evaluation(folder: Path) -> Evaluation:
     path = folder / RESULTS_FILE
     if not path.is_file():
         raise ReportError(f"{folder}: expected the folder of an evaluation, with {RESULTS_FILE}; there is none.")
-    results = _read_object(path)
-    return Evaluation(folder, _intervals(results, "pass_at_k", path), _intervals(results, "maj_at_k", path))
+    metrics = _metrics(_read_object(path), path)
+    return Evaluation(folder, _intervals(metrics, "pass@", path), _intervals(metrics, "maj@", path))
 
 
 def flatten(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
@@ -177,14 +177,27 @@ def _expect_mapping(value: Any, path: Path) -> dict[str, Any]:
     return value
 
 
-def _intervals(results: Mapping[str, Any], key: str, path: Path) -> dict[int, Interval]:
-    found = results.get(key) or {}
+def _metrics(results: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What `soup_verl.evaluate` says of all data files together, or of the only one."""
+    files = _expect_mapping(results.get("files"), path)
+    one = files.get("all") or next(iter(files.values()), None)
+    return _expect_mapping(_expect_mapping(one, path).get("metrics"), path)
+
+
+def _intervals(metrics: Mapping[str, Any], name: str, path: Path) -> dict[int, Interval]:
+    found = {key.removeprefix(name): entry for key, entry in metrics.items() if key.startswith(name)}
     try:
-        intervals = {int(k): Interval(*(float(entry[part]) for part in _PARTS)) for k, entry in found.items()}
+        intervals = {int(k): _interval(entry) for k, entry in found.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        expected = f'{{"K": {{{", ".join(f"{part!r}: NUMBER" for part in _PARTS)}}}, ...}}'
-        raise ReportError(f"{path}: {key}: expected {expected} ({type(error).__name__}: {error})") from None
+        expected = f'"{name}K": {{{", ".join(f"{part!r}: NUMBER" for part in _PARTS)}}}'
+        raise ReportError(f"{path}: expected {expected} ({type(error).__name__}: {error})") from None
     return {k: v for k, v in sorted(intervals.items()) if _all_finite(v.mean, v.low, v.high)}
+
+
+def _interval(entry: Mapping[str, Any]) -> Interval:
+    """One problem alone has no interval: its ends are null."""
+    mean, low, high = (entry[part] for part in _PARTS)
+    return Interval(float(mean), float(mean if low is None else low), float(mean if high is None else high))
 
 
 _PARTS = ("mean", "low", "high")

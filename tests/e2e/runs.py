@@ -46,7 +46,7 @@ _VERL_GRPO = _alone(
 )
 
 # Six steps of eight of 24 prompts: step 3 ends an epoch.
-_SIX = (f"{STEPS}6", "trainer.save_freq=3", "trainer.test_freq=2")
+_SIX = (f"{STEPS}6", "trainer.save_freq=3", "trainer.test_freq=2", "soup.log_samples.every=3")
 
 
 def _series(assets: Path, folder: Path) -> dict[str, Run]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from soup_verl import report
-from tests.unit.reporting.folders import SAMPLE, write_run
+from tests.unit.reporting.folders import SAMPLE, results_of, write_run
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
@@ -58,7 +58,7 @@ def runs(tmp_path_factory):
     names = ["critic/rewards/mean", f"val-core/{HOSTILE}/acc/mean@2", "timing_s/step", "timing_s/gen", "actor/ppo_kl"]
     names += [f"soup/{s}_{n}" for s in ("prefix", "onpolicy") for n in ("entropy_mean", "ratio_mean", "ratio_max")]
     names += ["soup/prefix_kl_k3", "soup/policy_age_mean", "soup/prefix_length_mean", "soup/decode_tokens_total"]
-    at_k = {str(2**i): {"mean": 0.2 + i / 10, "low": 0.1 + i / 10, "high": 0.3 + i / 10} for i in range(6)}
+    at_k = {f"pass@{2**i}": {"mean": 0.2 + i / 10, "low": 0.1 + i / 10, "high": 0.3 + i / 10} for i in range(6)}
     text = ["A", " long", HOSTILE] + [f" word{i}" for i in range(60)]
     sample = {**SAMPLE, "response_tokens": len(text), "left_out": {"after": 0, "tokens": 0}, "tokens": text}
     sample |= {"prompt": HOSTILE, "prefix_mask": [1] * 9 + [0] * (len(text) - 9), "ratio": [1.5] * len(text)}
@@ -66,7 +66,7 @@ def runs(tmp_path_factory):
 
     def made(name, phase, **changes):
         metrics = {key: waves(phase + i) for i, key in enumerate(names)}
-        return write_run(folder / name, metrics=metrics, samples=[sample], evaluation={"pass_at_k": at_k}, **changes)
+        return write_run(folder / name, metrics=metrics, samples=[sample], evaluation=results_of(at_k), **changes)
 
     hostile_name = "<script>window.hacked = 1<|script>" + "long" * 20
     return [

@@ -37,6 +37,11 @@ def settings(folder, **changes):
     return made
 
 
+def results_of(metrics):
+    """`results.json` of an evaluation of one data file: metric -> mean, low, high."""
+    return {"files": {"val.parquet": {"problems": 2, "metrics": metrics}}}
+
+
 def write_run(folder, *, metrics=None, facts=None, samples=(), config=True, evaluation=None, **changes):
     """A run whose metrics are key -> values of steps 1, 2, ..."""
     folder.mkdir(parents=True)

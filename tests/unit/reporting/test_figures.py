@@ -6,6 +6,7 @@ import pytest
 from soup_verl.reporting import drawing, evaluated, figures, stages
 from soup_verl.reporting.compare import Group, series
 from soup_verl.reporting.runs import Evaluation, Interval, Run
+from tests.unit.reporting.folders import results_of
 
 METRICS = {
     "critic/rewards/mean": [0.1, 0.2],
@@ -199,7 +200,7 @@ def test_evaluations_at_different_places_in_a_run_are_different_lines(tmp_path):
 def test_further_evaluations_have_colours_of_their_own(tmp_path):
     folder = tmp_path / "elsewhere"
     folder.mkdir()
-    (folder / "results.json").write_text('{"pass_at_k": {"1": {"mean": 0.5, "low": 0, "high": 1}}}')
+    (folder / "results.json").write_text(json.dumps(results_of({"pass@1": {"mean": 0.5, "low": 0, "high": 1}})))
     inside = Group("a", 0, [Run(tmp_path, "a", {}, None, {}, (), [Evaluation(folder, {}, {})])])
     assert [(e.name, e.number) for e in evaluated.lines([group({})], [folder])] == [("elsewhere", 1)]
     assert [e.name for e in evaluated.lines([inside], [folder])] == ["a"]  # not a second time

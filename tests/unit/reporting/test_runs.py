@@ -5,7 +5,7 @@ import pytest
 
 from soup_verl.reporting import runs
 from soup_verl.reporting.runs import Interval, ReportError, read_runs
-from tests.unit.reporting.folders import SAMPLE, write_run
+from tests.unit.reporting.folders import SAMPLE, results_of, write_run
 
 
 def test_a_run_is_its_metrics_settings_facts_and_last_samples(tmp_path):
@@ -88,17 +88,33 @@ FOUND = {"mean": 0.5, "low": 0.25, "high": 0.75}
 
 
 def test_evaluations_in_the_folder_are_found(tmp_path):
-    results = {"pass_at_k": {"2": FOUND, "1": FOUND, "16": FOUND}, "settings": {}}
+    results = results_of({"avg@16": FOUND, "pass@2": FOUND, "pass@1": FOUND, "pass@16": FOUND})
     (run,) = read_runs([write_run(tmp_path / "a", evaluation=results)])
     (evaluation,) = run.evaluations
     assert list(evaluation.pass_at_k) == [1, 2, 16] and evaluation.maj_at_k == {}
     assert evaluation.pass_at_k[1] == Interval(0.5, 0.25, 0.75)
 
 
-@pytest.mark.parametrize("at_k", [{"one": FOUND}, {"1": {"mean": 1}}, {"1": 0.5}, {"1": {**FOUND, "low": "x"}}, [1]])
-def test_results_of_another_shape_are_refused(tmp_path, at_k):
-    (tmp_path / "results.json").write_text(json.dumps({"pass_at_k": at_k}))
-    with pytest.raises(ReportError, match=f"{tmp_path}/results.json: pass_at_k: expected"):
+def test_of_several_data_files_all_together_count_and_one_problem_has_no_interval(tmp_path):
+    found = results_of({"pass@1": FOUND})
+    found["files"]["all"] = {"metrics": {"pass@1": {"mean": 0.125, "low": None, "high": None}}}
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    assert runs.read_evaluation(tmp_path).pass_at_k == {1: Interval(0.125, 0.125, 0.125)}
+
+
+@pytest.mark.parametrize(
+    "metrics", [{"pass@one": FOUND}, {"pass@1": {"mean": 1}}, {"pass@1": 0.5}, {"pass@1": {**FOUND, "low": "x"}}]
+)
+def test_metrics_of_another_shape_are_refused(tmp_path, metrics):
+    (tmp_path / "results.json").write_text(json.dumps(results_of(metrics)))
+    with pytest.raises(ReportError, match=f'{tmp_path}/results.json: expected "pass@K": '):
+        runs.read_evaluation(tmp_path)
+
+
+@pytest.mark.parametrize("results", [{}, {"files": {}}, {"files": {"a": 1}}, {"files": {"a": {}}}, {"files": [1]}])
+def test_results_of_another_shape_are_refused(tmp_path, results):
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ReportError, match=f"{tmp_path}/results.json: expected keys and values"):
         runs.read_evaluation(tmp_path)
 
 
