@@ -1,0 +1,194 @@
+"""Make a benchmark task's model and data: a Qwen2 of 0.6 million parameters with a weak warm start.
+
+    python -m benchmarks.prepare --task countdown --out data/benchmarks/countdown
+
+Writes DIR/model, DIR/train.parquet and DIR/val.parquet for verl, DIR/tokens.json for the search instrument and, last
+of all, DIR/prepare.json with pass@k on validation. One to three minutes a task on one core; a folder that is complete
+is reused, one that is not is made again from the start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads crawl when cores are shared
+
+import pandas as pd
+import torch
+from transformers.utils import logging as transformers_logging
+
+from benchmarks import sampling
+from benchmarks.policy import Shape, read_weights
+from benchmarks.tasks import Task, demonstrations, draw_splits, rows, task_named
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "quickstart"))
+import prepare as quickstart
+
+TOKENS = "tokens.json"
+REPORT = "prepare.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides what is made; `prepare.json` repeats it.
+
+    Sizes count questions, demonstrations a step, and steps. `slips` and `sft_steps` are the task's unless given.
+    """
+
+    task: str
+    slips: float
+    sft_steps: int
+    seed: int = 0
+    train_questions: int = 960
+    val_questions: int = 128
+    sft_batch: int = 64
+    sft_lr: float = 2e-3
+    sft_lr_matrices: float = 2e-2
+    hidden: int = 128
+    intermediate: int = 320
+    layers: int = 3
+    heads: int = 4
+    samples: int = 64
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """What the quickstart's warm start reads of a problem."""
+
+    question: str
+    solution: str
+
+
+def check_lengths(tokenizer: Any, task: Task, splits: dict[str, list[Demonstration]]) -> dict[str, int]:
+    """The longest prompt and demonstration, in tokens.
+
+    Raises:
+        ValueError: one is longer than the task's budget.
+    """
+    shown = [d for demos in splits.values() for d in demos]
+    longest = {
+        "prompt": max(len(quickstart.prompt_ids(tokenizer, d)) for d in shown),
+        "response": max(len(quickstart.solution_ids(tokenizer, d)) for d in splits["sft"]),
+    }
+    for name, limit in (("prompt", task.max_prompt_tokens), ("response", task.max_response_tokens)):
+        if longest[name] > limit:
+            raise ValueError(f"{task.name}: max_{name}_tokens={limit}: expected at least {longest[name]}; raise it")
+    return {f"longest_{name}_tokens": value for name, value in longest.items()}
+
+
+def finished(out: Path, settings: Settings) -> dict[str, Any] | None:
+    """The report of `out` if it holds what `settings` describe.
+
+    Raises:
+        ValueError: it holds something made with other settings.
+    """
+    if not (out / REPORT).exists():
+        return None
+    report = json.loads((out / REPORT).read_text())
+    if report["settings"] != asdict(settings):
+        raise ValueError(f"{out / REPORT}: made with {report['settings']}, expected {asdict(settings)}; remove {out}")
+    return report
+
+
+def write_json(path: Path, value: Any) -> None:
+    """In one step: a reader sees all of it or nothing."""
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    partial.replace(path)
+
+
+def prepare(out: Path, settings: Settings) -> dict[str, Any]:
+    """Make everything and write it under `out`; return the report that `prepare.json` holds."""
+    torch.manual_seed(settings.seed)
+    task = task_named(settings.task)
+    sizes = {"val": settings.val_questions, "train": settings.train_questions}
+    sizes["sft"] = settings.sft_batch * settings.sft_steps
+    questions = draw_splits(task, sizes, settings.seed)
+    weak = demonstrations(replace(task, slips=settings.slips), questions["sft"], settings.seed)
+    splits = {name: [Demonstration(q, "") for q in questions[name]] for name in ("train", "val")}
+    splits["sft"] = [Demonstration(*pair) for pair in zip(questions["sft"], weak, strict=True)]
+    tokenizer = quickstart.build_tokenizer()
+    lengths = check_lengths(tokenizer, task, splits)
+    sizes_of_model = {k: getattr(settings, k) for k in ("hidden", "intermediate", "layers", "heads")}
+    model = quickstart.build_model(tokenizer, **sizes_of_model, kv_heads=settings.heads)
+    started = time.perf_counter()
+    quickstart.warm_start(model, tokenizer, splits["sft"], settings)
+    seconds = time.perf_counter() - started
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(out / "model")
+    model.save_pretrained(out / "model")
+    for split in ("train", "val"):
+        pd.DataFrame(rows(task, questions[split], split)).to_parquet(out / f"{split}.parquet")
+    write_tokens(out, tokenizer, splits)
+    valid_answers = [row["extra_info"]["valid_answers"] for row in rows(task, questions["val"], "val")]
+    report = {
+        "settings": asdict(settings),
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "sft_seconds": round(seconds, 1),
+        **lengths,
+        "valid_answers_mean": sum(valid_answers) / len(valid_answers),
+        "max_response_tokens": task.max_response_tokens,
+        "val": start_of(out, task, settings),
+    }
+    write_json(out / REPORT, report)
+    return report
+
+
+def write_tokens(out: Path, tokenizer: Any, splits: dict[str, list[Demonstration]]) -> None:
+    """Questions as token ids and every token as text, so that the search instrument needs no tokenizer."""
+    prompts = {
+        split: [{"question": d.question, "ids": quickstart.prompt_ids(tokenizer, d)} for d in splits[split]]
+        for split in ("train", "val")
+    }
+    write_json(out / TOKENS, {"tokens": [tokenizer.decode([i]) for i in range(len(tokenizer))], **prompts})
+
+
+def start_of(out: Path, task: Task, settings: Settings) -> dict[str, float]:
+    """pass@k and the rest of the untrained model on validation."""
+    stored = json.loads((out / TOKENS).read_text())
+    return sampling.evaluate(
+        read_weights(out / "model"),
+        Shape.read(out / "model"),
+        [row["ids"] for row in stored["val"]],
+        [row["question"] for row in stored["val"]],
+        task=task.name,
+        tokens=stored["tokens"],
+        response_length=task.max_response_tokens,
+        samples=settings.samples,
+        seed=settings.seed,
+    )
+
+
+def main() -> None:
+    """Parse the command line, prepare or reuse, and say what there is."""
+    parser = argparse.ArgumentParser(description="Make a benchmark task's model and data.")
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sft-steps", type=int, help="steps of the warm start")
+    parser.add_argument("--slips", type=float, help="share of wrong demonstrations")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; results differ slightly with their number")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    transformers_logging.disable_progress_bar()
+    try:
+        task = task_named(arguments.task)
+        slips = task.slips if arguments.slips is None else arguments.slips
+        settings = Settings(task.name, slips, arguments.sft_steps or task.sft_steps, seed=arguments.seed)
+        report = finished(arguments.out, settings)
+        if report is None:
+            report = prepare(arguments.out, settings)
+    except (ValueError, OSError) as error:
+        sys.exit(f"prepare: {error}")
+    print(json.dumps({key: value for key, value in report.items() if key != "settings"}))
+
+
+if __name__ == "__main__":
+    main()

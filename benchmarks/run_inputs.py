@@ -1,0 +1,80 @@
+"""What a run of the search instrument starts from: its settings, and what `prepare` made of a task."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.update import LossSettings
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything that decides a run; `result.json` repeats it.
+
+    Args:
+        steps, prompts, n: training steps, prompts a step, responses a prompt.
+        mini_batches: updates a step (verl's train_batch_size / ppo_mini_batch_size).
+        lr, weight_decay, grad_clip: AdamW, verl's defaults but for the learning rate.
+        temperature: of sampling in training, and of the log-probs, as in verl; evaluation is always at 1.
+        evaluate_every, samples: steps between evaluations, and samples a question in each.
+        norm_by_std: divide advantages by the group's standard deviation.
+        loss: clip ranges, entropy bonus, reference KL.
+        soup: SOUP's settings as in its YAML, without `seed`, which is the run's.
+    """
+
+    seed: int = 0
+    steps: int = 400
+    prompts: int = 12
+    n: int = 8
+    mini_batches: int = 1
+    lr: float = 1e-4
+    weight_decay: float = 0.01
+    grad_clip: float = 1.0
+    temperature: float = 1.0
+    evaluate_every: int = 100
+    samples: int = 64
+    norm_by_std: bool = True
+    loss: LossSettings = field(default_factory=LossSettings)
+    soup: dict[str, Any] = field(default_factory=lambda: {"mixed_fraction": 0.0})
+
+    def __post_init__(self) -> None:
+        if self.prompts % self.mini_batches:
+            raise ValueError(f"mini_batches={self.mini_batches}: expected a divisor of prompts={self.prompts}")
+
+
+def parse_settings(values: dict[str, Any]) -> RunSettings:
+    """Settings from nested mappings.
+
+    Raises:
+        ValueError: a key is unknown; SOUP's own keys are checked by `SoupConfig`.
+    """
+    known = {f.name for f in dataclasses.fields(RunSettings)}
+    if unknown := values.keys() - known:
+        raise ValueError(f"unknown settings {sorted(unknown)}: expected some of {', '.join(sorted(known))}")
+    loss = LossSettings(**values.get("loss", {}))
+    soup = {"mixed_fraction": 0.0} | values.get("soup", {})
+    return RunSettings(**values | {"loss": loss, "soup": soup})
+
+
+@dataclass(frozen=True)
+class Assets:
+    """What `prepare` made of a task."""
+
+    task: str
+    folder: Path
+    response_length: int
+    tokens: list[str]
+    train: list[dict[str, Any]]
+    val: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, folder: Path) -> Assets:
+        """Raises FileNotFoundError where `prepare` has not finished."""
+        report = json.loads((folder / "prepare.json").read_text())
+        stored = json.loads((folder / "tokens.json").read_text())
+        task, length = report["settings"]["task"], report["max_response_tokens"]
+        return cls(task, folder, length, stored["tokens"], stored["train"], stored["val"])

@@ -1,0 +1,147 @@
+"""The search instrument: one method, one seed, one process of plain PyTorch. It is not verl, and says so.
+
+    python -m benchmarks.simulate --assets data/benchmarks/countdown --out runs/sim/soup_0 --seed 0 \\
+        --set steps=400 soup.mixed_fraction=0.5 soup.source=lookahead soup.lookahead.age=64
+
+Frontiers over many settings and seeds need thousands of short steps, at 2 to 3 seconds each on the real stack. Here a
+step takes about a tenth of that, with SOUP's own settings (`soup_verl.config`), plan (`mixing`), sources (`history`),
+ratios, advantages and objectives (`core_algos`) and metrics (`metrics`); sampling, rewards, verl's clipped loss and
+AdamW are done in place. `docs/results.md` says how far both instruments agree on the points that both have run.
+
+Writes OUT/metrics.jsonl (verl's key names) and, last of all, OUT/result.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from benchmarks import sampling
+from benchmarks.run_inputs import Assets, RunSettings, parse_settings
+from benchmarks.simulation import Simulation
+
+INSTRUMENT = "search instrument (plain PyTorch, one process)"
+RESULT = "result.json"
+METRICS = "metrics.jsonl"
+MEANS = {
+    "prefix_kl": "soup/prefix_kl_k3",
+    "prefix_gradient_lost": "soup/prefix_gradient_lost_share",
+    "prefix_tokens_share": "soup/prefix_tokens_share",
+    "train_entropy": "actor/entropy",
+    "train_reward": "critic/score/mean",
+    "reward_std": "critic/score/std",
+    "response_length": "response_length/mean",
+    "step_seconds": "timing_s/step",
+}
+"""Reported as means over the steps that logged them."""
+
+
+def validate(simulation: Simulation) -> dict[str, float]:
+    """pass@k and the rest on the validation questions, at temperature 1."""
+    assets, settings = simulation.assets, simulation.settings
+    return sampling.evaluate(
+        simulation.weights,
+        simulation.shape,
+        [row["ids"] for row in assets.val],
+        [row["question"] for row in assets.val],
+        task=assets.task,
+        tokens=assets.tokens,
+        response_length=assets.response_length,
+        samples=settings.samples,
+        seed=settings.seed,
+    )
+
+
+def run(assets: Assets, settings: RunSettings, out: Path, label: dict[str, Any]) -> dict[str, Any]:
+    """Train, validate now and then, write both files under `out` and return the result.
+
+    Args:
+        label: what the point is called, copied into the result: method, family, knob and the like.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    simulation = Simulation(assets, settings)
+    history: list[dict[str, float]] = []
+    checkpoints = []
+    with (out / METRICS).open("w") as log:
+        for step in range(1, settings.steps + 1):
+            data = simulation.step(step)
+            history.append(data)
+            if step % settings.evaluate_every == 0 or step == settings.steps:
+                checkpoints.append({"step": step} | validate(simulation))
+                data = data | {f"val/{key}": value for key, value in checkpoints[-1].items() if key != "step"}
+            log.write(json.dumps({"step": step, "data": data}) + "\n")
+    result = {
+        "instrument": INSTRUMENT,
+        "task": assets.task,
+        **label,
+        "seed": settings.seed,
+        "settings": asdict(settings),
+        "checkpoints": checkpoints,
+        "decode_tokens": sum(data["soup/decode_tokens_total"] for data in history),
+        "seconds": time.perf_counter() - started,
+        **summary(history),
+    }
+    partial = out / f"{RESULT}.tmp"
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.replace(out / RESULT)
+    return result
+
+
+def summary(history: list[dict[str, float]]) -> dict[str, float | None]:
+    """Means over the steps; None for what was never logged."""
+    found: dict[str, float | None] = {}
+    for name, key in MEANS.items():
+        values = [data[key] for data in history if key in data]
+        found[name] = sum(values) / len(values) if values else None
+    return found
+
+
+def nested(pairs: Iterable[str]) -> dict[str, Any]:
+    """ "a.b=1" as {"a": {"b": 1}}; values are read as YAML.
+
+    Raises:
+        ValueError: there is no "=".
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        path, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set {pair}: expected key=value")
+        *folders, name = path.split(".")
+        place = found
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[name] = yaml.safe_load(value)
+    return found
+
+
+def main() -> None:
+    """Parse the command line, run one point, print its last validation."""
+    parser = argparse.ArgumentParser(description="One point of the search instrument.")
+    parser.add_argument("--assets", type=Path, required=True, help="folder that benchmarks.prepare wrote")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--method", default="unnamed", help="a name for the result")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="RunSettings, soup.* and loss.*")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    try:
+        settings = parse_settings(nested(arguments.set) | {"seed": arguments.seed})
+        result = run(Assets.read(arguments.assets), settings, arguments.out, {"method": arguments.method})
+    except (ValueError, OSError) as error:
+        sys.exit(f"simulate: {error}")
+    print(json.dumps(result["checkpoints"][-1] | {"seconds": round(result["seconds"], 1)}))
+
+
+if __name__ == "__main__":
+    main()

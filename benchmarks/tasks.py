@@ -1,0 +1,223 @@
+"""The benchmark tasks: how a question is drawn, how a weak teacher answers it, and verl's rows.
+
+    countdown   "3,9,5,7,3=10"   reach the number after "=" from the others with + and -     several valid answers
+    chain_sum   "27+45-13="      add up; running totals first, the result on the last line   one valid answer
+    order       "kdbg:d<k,b<g"   put letters in an order that keeps every pair               many valid answers
+
+`rewards.py` checks answers. A question's `key` is what makes two questions the same; no key is in two splits.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks.rewards import COUNTS
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task, and the sizes that suit it.
+
+    Args:
+        draw: rng -> question; may be asked again.
+        answer: rng, question -> a valid answer.
+        slip: rng, question -> an answer such as a careless teacher would give, mostly invalid.
+        key: question -> what makes it the same as another.
+        slips: share of the demonstrations that are slips.
+        sft_steps: steps of the warm start.
+        max_prompt_tokens, max_response_tokens: budgets; the latter includes the token that ends a response.
+    """
+
+    name: str
+    draw: Callable[[random.Random], str]
+    answer: Callable[[random.Random, str], str]
+    slip: Callable[[random.Random, str], str]
+    key: Callable[[str], str]
+    slips: float
+    sft_steps: int
+    max_prompt_tokens: int
+    max_response_tokens: int
+
+
+# ---- countdown ----
+
+NUMBERS, LARGEST, HIGHEST_TARGET = 5, 9, 15
+LEAST_ANSWERS = 3  # different ones, so that there is something to lose
+
+
+def draw_countdown(rng: random.Random) -> str:
+    """Five numbers of 1 to 9, repeats allowed, and a target of 1 to 15 that at least three different answers reach."""
+    while True:
+        numbers = rng.choices(range(1, LARGEST + 1), k=NUMBERS)
+        question = f"{','.join(map(str, numbers))}={rng.randint(1, HIGHEST_TARGET)}"
+        if COUNTS["countdown"](question) >= LEAST_ANSWERS:
+            return question
+
+
+def spelled(terms: list[int]) -> str:
+    """Signed numbers as an expression, a positive one first."""
+    return "".join(f"{term:+d}" for term in terms).removeprefix("+")
+
+
+def random_terms(rng: random.Random, numbers: list[int]) -> list[int]:
+    """Three to five of the numbers in random order, with random signs, the first positive."""
+    chosen = rng.sample(numbers, rng.randint(3, 5))
+    return [chosen[0], *(rng.choice((1, -1)) * number for number in chosen[1:])]
+
+
+def answer_countdown(rng: random.Random, question: str) -> str:
+    """One of the valid expressions, found by trying random ones."""
+    given, target = question.split("=")
+    numbers = [int(number) for number in given.split(",")]
+    for _ in range(100_000):
+        terms = random_terms(rng, numbers)
+        if sum(terms) == int(target):
+            return spelled(terms)
+    raise ValueError(f"countdown: no expression found for {question!r}")
+
+
+def slip_countdown(rng: random.Random, question: str) -> str:
+    """Any expression."""
+    return spelled(random_terms(rng, [int(number) for number in question.split("=")[0].split(",")]))
+
+
+def key_countdown(question: str) -> str:
+    given, target = question.split("=")
+    return ",".join(sorted(given.split(","))) + "=" + target
+
+
+# ---- chain_sum ----
+
+TERMS = 4
+
+
+def draw_chain_sum(rng: random.Random) -> str:
+    """Four numbers of two digits; no running total falls below 0."""
+    while True:
+        terms = [rng.randint(10, 99), *(rng.choice((1, -1)) * rng.randint(10, 99) for _ in range(TERMS - 1))]
+        if min(itertools.accumulate(terms)) >= 0:
+            return spelled(terms) + "="
+
+
+def running_totals(question: str) -> list[int]:
+    """The totals after each term of "27+45-13=", the first number included."""
+    terms = question.removesuffix("=").replace("-", "+-").split("+")
+    return list(itertools.accumulate(map(int, terms)))
+
+
+def answer_chain_sum(rng: random.Random, question: str) -> str:
+    """The totals after the second term and each later one, a line each."""
+    return "\n".join(map(str, running_totals(question)[1:]))
+
+
+def slip_chain_sum(rng: random.Random, question: str) -> str:
+    """A total that is 1 or 10 off, and carried on."""
+    totals = running_totals(question)[1:]
+    wrong = rng.randrange(len(totals))
+    error = rng.choice((-10, -1, 1, 10))
+    return "\n".join(str(abs(total + error)) if i >= wrong else str(total) for i, total in enumerate(totals))
+
+
+def key_chain_sum(question: str) -> str:
+    return question
+
+
+# ---- order ----
+
+LETTERS, PAIRS = 8, 6
+
+
+def draw_order(rng: random.Random) -> str:
+    """Eight letters and six pairs of them that some order keeps."""
+    hidden = rng.sample("abcdefghijklmnopqrstuvwxyz", LETTERS)
+    pairs = rng.sample(list(itertools.combinations(hidden, 2)), PAIRS)
+    shown = rng.sample(hidden, LETTERS)
+    return f"{''.join(shown)}:{','.join(f'{a}<{b}' for a, b in pairs)}"
+
+
+def answer_order(rng: random.Random, question: str) -> str:
+    """An order that keeps every pair: any letter whose predecessors are placed comes next."""
+    letters, _, pairs = question.partition(":")
+    before = {letter: {p[0] for p in pairs.split(",") if p[2] == letter} for letter in letters}
+    placed: list[str] = []
+    while len(placed) < len(letters):
+        placed.append(rng.choice([x for x in letters if x not in placed and before[x] <= set(placed)]))
+    return "".join(placed)
+
+
+def slip_order(rng: random.Random, question: str) -> str:
+    """Any order."""
+    letters = question.partition(":")[0]
+    return "".join(rng.sample(letters, len(letters)))
+
+
+def key_order(question: str) -> str:
+    letters, _, pairs = question.partition(":")
+    return "".join(sorted(letters)) + ":" + ",".join(sorted(pairs.split(",")))
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task("countdown", draw_countdown, answer_countdown, slip_countdown, key_countdown, 0.5, 600, 32, 14),
+        Task("chain_sum", draw_chain_sum, answer_chain_sum, slip_chain_sum, key_chain_sum, 0.3, 900, 28, 14),
+        Task("order", draw_order, answer_order, slip_order, key_order, 0.5, 700, 48, 10),
+    )
+}
+
+
+def task_named(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in TASKS:
+        raise ValueError(f"--task {name}: expected one of {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def draw_splits(task: Task, sizes: dict[str, int], seed: int) -> dict[str, list[str]]:
+    """Questions for every split, in the order of `sizes`: all different, but that the last split may repeat itself.
+
+    Args:
+        task: what to draw.
+        sizes: split -> number of questions.
+        seed: the same seed gives the same questions; a longer last split keeps the others.
+    """
+    rng = random.Random(f"{task.name} {seed}")
+    *exclusive, last = sizes
+    taken: set[str] = set()
+    splits: dict[str, list[str]] = {split: [] for split in sizes}
+    for split in exclusive:
+        while len(splits[split]) < sizes[split]:
+            question = task.draw(rng)
+            if task.key(question) not in taken:
+                taken.add(task.key(question))
+                splits[split].append(question)
+    drawn = (task.draw(rng) for _ in itertools.count())
+    splits[last] = list(itertools.islice((q for q in drawn if task.key(q) not in taken), sizes[last]))
+    return splits
+
+
+def demonstrations(task: Task, questions: list[str], seed: int) -> list[str]:
+    """What the weak teacher answers: a slip now and then, a valid answer otherwise."""
+    rng = random.Random(f"demonstrations of {task.name} {seed}")
+    return [task.slip(rng, q) if rng.random() < task.slips else task.answer(rng, q) for q in questions]
+
+
+def rows(task: Task, questions: list[str], split: str) -> list[dict]:
+    """What verl's data set expects, one dictionary a prompt."""
+    return [
+        {
+            "data_source": task.name,
+            "prompt": [{"role": "user", "content": question}],
+            "ability": task.name,
+            "reward_model": {"style": "rule", "ground_truth": question},
+            "extra_info": {"index": index, "split": split, "valid_answers": COUNTS[task.name](question)},
+        }
+        for index, question in enumerate(questions)
+    ]
