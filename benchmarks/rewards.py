@@ -16,6 +16,7 @@ from typing import Any
 END = "<|im_end|>"
 EXPRESSION = re.compile(r"[1-9][0-9]?(?:[+-][1-9][0-9]?){2,8}")
 INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,9})")
+LEAST_TERMS = 3  # of a countdown answer; `EXPRESSION` has it as 1 and at least 2 more
 LONGEST = 200  # characters of a response that are looked at; every task's answers are far shorter
 
 Verdict = tuple[bool, str]
@@ -71,16 +72,18 @@ CHECKERS: dict[str, Callable[[str, str], Verdict]] = {
 
 
 def count_countdown(question: str) -> int:
-    """Valid answers that differ in more than the order of their terms."""
+    """Valid answers that differ in more than the order of their terms: number by number, how often it is added and how
+    often subtracted. The target is positive, so some term is."""
     given, target = question.split("=")
-    signs = itertools.product((0, 1, -1), repeat=given.count(",") + 1)
-    numbers = [int(number) for number in given.split(",")]
-    found = set()
-    for chosen in signs:
-        terms = [sign * number for sign, number in zip(chosen, numbers, strict=True) if sign]
-        if len(terms) > 2 and max(terms) > 0 and sum(terms) == int(target):
-            found.add(tuple(sorted(terms)))
-    return len(found)
+    ways = Counter({(0, 0): 1})  # (sum, terms used) -> choices
+    for number, copies in Counter(map(int, given.split(","))).items():
+        longer: Counter[tuple[int, int]] = Counter()
+        for added, subtracted in itertools.product(range(copies + 1), repeat=2):
+            if added + subtracted <= copies:
+                for (total, used), count in ways.items():
+                    longer[total + (added - subtracted) * number, used + added + subtracted] += count
+        ways = longer
+    return sum(count for (total, used), count in ways.items() if total == int(target) and used >= LEAST_TERMS)
 
 
 def count_chain_sum(question: str) -> int:

@@ -62,7 +62,7 @@ def parse_settings(values: dict[str, Any]) -> RunSettings:
 
 @dataclass(frozen=True)
 class Assets:
-    """What `prepare` made of a task."""
+    """What `prepare` made of a task; `start` is the untrained model on validation."""
 
     task: str
     folder: Path
@@ -70,6 +70,7 @@ class Assets:
     tokens: list[str]
     train: list[dict[str, Any]]
     val: list[dict[str, Any]]
+    start: dict[str, float]
 
     @classmethod
     def read(cls, folder: Path) -> Assets:
@@ -77,4 +78,16 @@ class Assets:
         report = json.loads((folder / "prepare.json").read_text())
         stored = json.loads((folder / "tokens.json").read_text())
         task, length = report["settings"]["task"], report["max_response_tokens"]
-        return cls(task, folder, length, stored["tokens"], stored["train"], stored["val"])
+        return cls(task, folder, length, stored["tokens"], stored["train"], stored["val"], report["val"])
+
+
+def nested(dotted: dict[str, Any]) -> dict[str, Any]:
+    """{"a.b": 1} as {"a": {"b": 1}}."""
+    found: dict[str, Any] = {}
+    for path, value in dotted.items():
+        *folders, name = path.split(".")
+        place = found
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[name] = value
+    return found

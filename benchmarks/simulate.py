@@ -17,7 +17,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import torch
 import yaml
 
 from benchmarks import sampling
-from benchmarks.run_inputs import Assets, RunSettings, parse_settings
+from benchmarks.run_inputs import Assets, RunSettings, nested, parse_settings
 from benchmarks.simulation import Simulation
 
 INSTRUMENT = "search instrument (plain PyTorch, one process)"
@@ -86,6 +86,7 @@ def run(assets: Assets, settings: RunSettings, out: Path, label: dict[str, Any])
         **label,
         "seed": settings.seed,
         "settings": asdict(settings),
+        "start": assets.start,
         "checkpoints": checkpoints,
         "decode_tokens": sum(data["soup/decode_tokens_total"] for data in history),
         "seconds": time.perf_counter() - started,
@@ -106,23 +107,16 @@ def summary(history: list[dict[str, float]]) -> dict[str, float | None]:
     return found
 
 
-def nested(pairs: Iterable[str]) -> dict[str, Any]:
-    """ "a.b=1" as {"a": {"b": 1}}; values are read as YAML.
+def assignments(pairs: Sequence[str]) -> dict[str, Any]:
+    """ "a.b=1" as {"a.b": 1}; values are read as YAML.
 
     Raises:
         ValueError: there is no "=".
     """
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        path, equals, value = pair.partition("=")
-        if not equals:
-            raise ValueError(f"--set {pair}: expected key=value")
-        *folders, name = path.split(".")
-        place = found
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[name] = yaml.safe_load(value)
-    return found
+    if wrong := [pair for pair in pairs if "=" not in pair]:
+        raise ValueError(f"--set {wrong[0]}: expected key=value")
+    split = (pair.partition("=") for pair in pairs)
+    return {key: yaml.safe_load(value) for key, _, value in split}
 
 
 def main() -> None:
@@ -136,7 +130,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     try:
-        settings = parse_settings(nested(arguments.set) | {"seed": arguments.seed})
+        settings = parse_settings(nested(assignments(arguments.set)) | {"seed": arguments.seed})
         result = run(Assets.read(arguments.assets), settings, arguments.out, {"method": arguments.method})
     except (ValueError, OSError) as error:
         sys.exit(f"simulate: {error}")

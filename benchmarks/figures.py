@@ -1,0 +1,66 @@
+"""The figure of the evidence: every method's curve of pass@1 against pass@k over its own knob."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+import matplotlib
+
+matplotlib.use("Agg")  # no display needed
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from benchmarks.frontier import upper_hull
+from benchmarks.results import Measured
+
+COLOURS = {  # of Okabe and Ito: apart for every colour vision; a side's methods differ by marker
+    "grpo": ("#000000",),
+    "rival": ("#0072B2", "#56B4E9", "#5B5B9F", "#8899AA"),
+    "soup": ("#D55E00", "#E69F00", "#B03A2E", "#CC79A7", "#F0A35E"),
+    "variant": ("#009E73", "#4C8C4A", "#88B04B"),
+}
+MARKERS = {"grpo": "*", "rival": "sD^v", "soup": "oPXp8", "variant": "<>h"}
+
+
+def draw_frontier(points: Sequence[Measured], seeds: Sequence[int], k: int, title: str, path: Path) -> None:
+    """Means over seeds with standard errors, the knob's value beside each point, the rivals' frontier in grey."""
+    figure, axes = plt.subplots(figsize=(11, 6.5), layout="constrained")
+    _draw_hull(axes, [p for p in points if p.side in ("grpo", "rival")], seeds, k)
+    places = dict.fromkeys(COLOURS, 0)
+    for method in dict.fromkeys(p.method for p in points):
+        of_method = [p for p in points if p.method == method]
+        side = of_method[0].side
+        place, places[side] = places[side], places[side] + 1
+        colour, marker = (choices[place % len(choices)] for choices in (COLOURS[side], MARKERS[side]))
+        _draw_method(axes, of_method, seeds, k, colour, marker)
+    axes.set(title=title, xlabel="pass@1 on validation", ylabel=f"pass@{k} on validation")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _draw_hull(axes: Axes, rivals: Sequence[Measured], seeds: Sequence[int], k: int) -> None:
+    means = [(mean(p.over(seeds, "pass@1")), mean(p.over(seeds, f"pass@{k}"))) for p in rivals]
+    corners = [means[i] for i in upper_hull(means)]
+    axes.plot(*zip(*corners, strict=True), color="#BBBBBB", linewidth=7, label="rivals' frontier", zorder=0)
+
+
+def _draw_method(
+    axes: Axes, points: Sequence[Measured], seeds: Sequence[int], k: int, colour: str, marker: str
+) -> None:
+    xs, ys = ([p.over(seeds, key) for p in points] for key in ("pass@1", f"pass@{k}"))
+    errors = [[stdev(v) / len(v) ** 0.5 if len(v) > 1 else 0.0 for v in values] for values in (xs, ys)]
+    means = [[mean(v) for v in values] for values in (xs, ys)]
+    axes.errorbar(
+        *means, xerr=errors[0], yerr=errors[1], color=colour, marker=marker, markersize=8, linewidth=1.2,
+        elinewidth=0.8, label=points[0].title, alpha=0.9,
+    )  # fmt: skip
+    for x, y, point in zip(*means, points, strict=True):
+        if point.value is not None:
+            axes.annotate(
+                f"{point.value:g}", (x, y), xytext=(5, 5), textcoords="offset points", fontsize=7, color=colour
+            )

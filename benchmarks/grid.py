@@ -1,0 +1,137 @@
+"""Run the grid's points on the search instrument, one after another; a point that is finished is skipped.
+
+    python -m benchmarks.grid --assets data/benchmarks --out runs/sim --tasks countdown --seeds 5 [--shard 0/2]
+
+A point is finished when its `result.json` is there, which is written under another name and renamed. Seed by seed, so
+that an unfinished grid holds the same methods for every seed but the last. `--shard 0/2` and `1/2` are two workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+GRID = Path(__file__).with_name("grid.yaml")
+SIDES = ("grpo", "rival", "soup", "variant")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of one method on one task.
+
+    Args:
+        task, method: names of the grid.
+        side: one of `SIDES`.
+        title: what the method is called in tables.
+        knob, value: the setting that varies; None for a method without.
+        settings: dotted keys.
+    """
+
+    task: str
+    method: str
+    side: str
+    title: str
+    knob: str | None
+    value: float | None
+    settings: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Folder of the point, below that of its task."""
+        return self.method if self.knob is None else f"{self.method}/{self.value:g}"
+
+    @property
+    def label(self) -> dict[str, Any]:
+        """What `result.json` says of the point."""
+        return {"method": self.method, "side": self.side, "title": self.title, "knob": self.knob, "value": self.value}
+
+
+def read_points(path: Path, task: str) -> list[Point]:
+    """The points of a task, in the grid's order.
+
+    Raises:
+        ValueError: the task is not in the grid, or a method has an unknown side.
+    """
+    grid = yaml.safe_load(path.read_text())
+    if task not in grid["tasks"]:
+        raise ValueError(f"--tasks {task}: expected some of {', '.join(grid['tasks'])} of {path}")
+    return [point for name, method in grid["methods"].items() for point in _points(grid, task, name, method)]
+
+
+def _points(grid: dict[str, Any], task: str, name: str, method: dict[str, Any]) -> Iterator[Point]:
+    if method["side"] not in SIDES:
+        raise ValueError(f"methods.{name}.side={method['side']!r}: expected one of {', '.join(SIDES)}")
+    settings = grid["common"] | grid["tasks"][task] | method.get("set", {})
+    if not any(key.startswith("soup.") for key in method.get("set", {})):
+        settings = {key: value for key, value in settings.items() if not key.startswith("soup.")}
+    knob = method.get("knob")
+    for value in method["values"] if knob else [None]:
+        varied = settings if knob is None else settings | {knob: value}
+        yield Point(task, name, method["side"], method["title"], knob, value, varied)
+
+
+def run_points(todo: list[tuple[Point, int]], assets: Path, out: Path) -> None:
+    """Run each (point, seed) that is not finished; one line each, with the time left."""
+    from benchmarks.run_inputs import Assets, nested, parse_settings  # torch: only where something is run
+    from benchmarks.simulate import RESULT, run
+
+    unfinished = [(p, seed) for p, seed in todo if not (folder_of(out, p, seed) / RESULT).exists()]
+    print(f"{len(todo) - len(unfinished)} of {len(todo)} points are finished", flush=True)
+    started = time.perf_counter()
+    for done, (point, seed) in enumerate(unfinished, start=1):
+        settings = parse_settings(nested(point.settings) | {"seed": seed})
+        result = run(Assets.read(assets / point.task), settings, folder_of(out, point, seed), point.label)
+        last = result["checkpoints"][-1]
+        left = (time.perf_counter() - started) / done * (len(unfinished) - done) / 3600
+        said = {"point": f"{point.task}/{point.name}", "seed": seed, "pass@1": round(last["pass@1"], 3)}
+        said |= {"pass@32": round(last["pass@32"], 3), "seconds": round(result["seconds"])}
+        print(json.dumps(said | {"points_left": len(unfinished) - done, "hours_left": round(left, 2)}), flush=True)
+
+
+def folder_of(out: Path, point: Point, seed: int) -> Path:
+    """Where a run of the point writes."""
+    return out / point.task / point.name / f"seed_{seed}"
+
+
+def main() -> None:
+    """Parse the command line and run this worker's share."""
+    parser = argparse.ArgumentParser(description="Run the grid on the search instrument.")
+    parser.add_argument("--grid", type=Path, default=GRID)
+    parser.add_argument("--assets", type=Path, required=True, help="folder with one folder a task, from prepare")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tasks", nargs="+", required=True)
+    parser.add_argument("--methods", nargs="+", help="only these methods")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0, help="fresh seeds for a confirmation")
+    parser.add_argument("--shard", default="0/1", help="this worker's share, counted from 0: 0/2 or 1/2")
+    parser.add_argument("--list", action="store_true", help="only list the points")
+    arguments = parser.parse_args()
+    os.nice(19 - os.nice(0))
+    try:
+        points = [point for task in arguments.tasks for point in read_points(arguments.grid, task)]
+        points = [p for p in points if not arguments.methods or p.method in arguments.methods]
+        seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+        share, shares = map(int, arguments.shard.split("/"))
+        todo = [(point, seed) for seed in seeds for point in points][share::shares]
+        if arguments.list:
+            print("\n".join(f"{p.task}/{p.name} seed {seed}" for p, seed in todo))
+            return
+        import torch
+
+        torch.set_num_threads(1)
+        run_points(todo, arguments.assets, arguments.out)
+    except (ValueError, OSError) as error:
+        sys.exit(f"grid: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""The results of both instruments, by point and seed.
+
+A result is a `result.json`: task, method, side, title, knob, value, seed, instrument, `start` (the untrained model on
+validation), `checkpoints` (a list of {"step", "pass@1", ..}, the last one final) and means over the run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+STOPPED = "grpo_stopped"
+"""Points made of GRPO's checkpoints: stopping early costs nothing and moves along the same two axes."""
+OF_RUN = ("prefix_kl", "prefix_gradient_lost", "reward_std", "step_seconds", "seconds", "decode_tokens")
+
+
+@dataclass
+class Measured:
+    """One point: its name and, by seed, what was measured.
+
+    Args:
+        side: `grpo`, `rival`, `soup` or `variant`.
+        by_seed: seed -> name -> value; a value that does not exist for the method is None.
+    """
+
+    method: str
+    side: str
+    title: str
+    knob: str | None
+    value: float | None
+    by_seed: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.method if self.value is None else f"{self.method} {self.value:g}"
+
+    def over(self, seeds: Sequence[int], key: str) -> list[Any]:
+        """One value a seed."""
+        return [self.by_seed[seed].get(key) for seed in seeds]
+
+
+def read_results(folder: Path) -> dict[tuple[str, str], list[Measured]]:
+    """(task, instrument) -> points, GRPO's checkpoints among them.
+
+    Raises:
+        ValueError: there is none, or two results claim the same point and seed.
+    """
+    found: dict[tuple[str, str], dict[tuple[str, Any], Measured]] = {}
+    for path in sorted(folder.rglob("result.json")):
+        result = json.loads(path.read_text())
+        points = found.setdefault((result["task"], result["instrument"]), {})
+        for name, value, values in _points_of(result):
+            point = points.setdefault((name["method"], value), Measured(**name, value=value))
+            if result["seed"] in point.by_seed:
+                raise ValueError(f"{path}: seed {result['seed']} of {point.name} is there twice")
+            point.by_seed[result["seed"]] = values
+    if not found:
+        raise ValueError(f"{folder}: no result.json below it; run benchmarks.grid first")
+    return {key: list(points.values()) for key, points in found.items()}
+
+
+def _points_of(result: dict[str, Any]) -> Iterator[tuple[dict[str, Any], float | None, dict[str, Any]]]:
+    """The point itself; of GRPO also the points at which it might have been stopped."""
+    *earlier, last = result["checkpoints"]
+    name = {key: result[key] for key in ("method", "side", "title", "knob")}
+    yield name, result["value"], last | {key: result[key] for key in OF_RUN}
+    if result["method"] == "grpo":
+        stopped = {"method": STOPPED, "side": "rival", "title": "GRPO stopped early", "knob": "steps"}
+        for checkpoint in [{"step": 0} | result["start"], *earlier]:
+            yield stopped, checkpoint["step"], checkpoint
+
+
+def common_seeds(points: Sequence[Measured]) -> list[int]:
+    """Seeds that every point has."""
+    seeds = set.intersection(*(set(point.by_seed) for point in points))
+    return sorted(seeds)
+
+
+def grpo_of(points: Sequence[Measured]) -> Measured:
+    """The point all are compared with.
+
+    Raises:
+        ValueError: it was not run.
+    """
+    for point in points:
+        if point.side == "grpo":
+            return point
+    raise ValueError("no result of the method `grpo`, which all others are compared with")

@@ -1,0 +1,98 @@
+import json
+
+import pytest
+
+from benchmarks import analyse
+from benchmarks.results import common_seeds, read_results
+
+OF_RUN = {"prefix_kl": None, "prefix_gradient_lost": None, "reward_std": 0.3, "step_seconds": 0.2, "seconds": 80.0}
+
+
+def checkpoint(step, first, last):
+    return {"step": step, "pass@1": first, "pass@8": (first + last) / 2, "pass@32": last, "entropy": 1 - first} | {
+        "distinct_valid@64": 2.0
+    }
+
+
+def write(folder, method, side, seed, first, last, value=None):
+    result = {
+        "instrument": "search instrument (plain PyTorch)",
+        "task": "countdown",
+        "method": method,
+        "side": side,
+        "title": method.title(),
+        "knob": None if value is None else "x",
+        "value": value,
+        "seed": seed,
+        "start": checkpoint(0, 0.1, 0.9),
+        "checkpoints": [checkpoint(50, 0.15, 0.7), checkpoint(100, first, last)],
+        "decode_tokens": 1000.0 + seed,
+        **OF_RUN,
+    }
+    place = folder / method / str(value) / f"seed_{seed}"
+    place.mkdir(parents=True)
+    (place / "result.json").write_text(json.dumps(result))
+
+
+@pytest.fixture
+def results(tmp_path):
+    """GRPO ends at (.2, .4); at its pass@1 SOUP is .1 higher, an entropy bonus .1 lower."""
+    for seed, shift in enumerate((0.0, 0.01, 0.02)):
+        write(tmp_path, "grpo", "grpo", seed, 0.2 + shift, 0.4 + shift)
+        write(tmp_path, "entropy_bonus", "rival", seed, 0.2 + shift, 0.3 + shift, value=0.01)
+        write(tmp_path, "lookahead_age", "soup", seed, 0.2 + shift, 0.5 + 2 * shift, value=64)
+        write(tmp_path, "masked", "variant", seed, 0.2 + shift, 0.39 + shift, value=8)
+    write(tmp_path, "grpo", "grpo", 9, 0.2, 0.4)  # a seed that the others do not have yet
+    return tmp_path
+
+
+def points_of(folder):
+    ((_, points),) = read_results(folder).items()
+    return analyse.selected(points)
+
+
+def test_grpos_checkpoints_and_the_start_are_rivals(results):
+    points = points_of(results)
+    assert [p.name for p in points] == [
+        "grpo",
+        "grpo_stopped 0",
+        "grpo_stopped 50",
+        "entropy_bonus 0.01",
+        "lookahead_age 64",
+        "masked 8",
+    ]
+    assert common_seeds(points) == [0, 1, 2]
+
+
+def test_the_tables_say_what_was_measured(results, tmp_path):
+    text = analyse.section("countdown", "search instrument (plain PyTorch)", points_of(results), tmp_path, 32)
+    assert "Of SOUP's 1 points" in text and "1 above (lookahead_age 64)" in text
+    assert "Seeds 0, 1, 2; incomplete and left out: [9]." in text
+    row = next(line for line in text.splitlines() if line.startswith("| lookahead_age 64 | +"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1] == "+0.000 ± 0.000"  # pass@1, paired
+    assert cells[2] == "+0.110 ± 0.025"  # .10, .11, .12: t 4.303 x .01 / sqrt(3)
+    assert cells[3].endswith("(grpo)") and cells[5] == "above" and cells[6] == "grpo_stopped 50 .. grpo"
+    assert (tmp_path / "frontier_countdown_search_instrument.png").stat().st_size > 10_000
+
+
+def test_a_point_that_was_run_twice_is_refused(results):
+    copy = results / "again"
+    copy.mkdir()
+    (copy / "result.json").write_text(next(results.rglob("grpo/None/seed_0/result.json")).read_text())
+    with pytest.raises(ValueError, match="seed 0 of grpo is there twice"):
+        read_results(results)
+
+
+def test_only_the_generated_part_of_a_document_changes():
+    document = f"# Results\nby hand\n{analyse.BEGIN}\nold\n{analyse.END}\nand after\n"
+    new = analyse.replace_generated(document, "new")
+    assert new == f"# Results\nby hand\n{analyse.BEGIN}\n\nnew\n\n{analyse.END}\nand after\n"
+    assert analyse.replace_generated(new, "new") == new
+    with pytest.raises(ValueError, match="expected one line"):
+        analyse.replace_generated("no markers", "new")
+
+
+def test_without_results_it_says_what_to_run(tmp_path):
+    with pytest.raises(ValueError, match="no result.json below it; run benchmarks.grid first"):
+        read_results(tmp_path)
