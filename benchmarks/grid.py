@@ -73,6 +73,7 @@ def _points(grid: dict[str, Any], task: str, name: str, method: dict[str, Any]) 
     settings = grid["common"] | grid["tasks"][task] | method.get("set", {})
     if not any(key.startswith("soup.") for key in method.get("set", {})):
         settings = {key: value for key, value in settings.items() if not key.startswith("soup.")}
+    settings |= method.get("per_task", {}).get(task, {})
     knob = method.get("knob")
     for value in method["values"] if knob else [None]:
         varied = settings if knob is None else settings | {knob: value}
@@ -92,8 +93,8 @@ def run_points(todo: list[tuple[Point, int]], assets: Path, out: Path) -> None:
         result = run(Assets.read(assets / point.task), settings, folder_of(out, point, seed), point.label)
         last = result["checkpoints"][-1]
         left = (time.perf_counter() - started) / done * (len(unfinished) - done) / 3600
-        said = {"point": f"{point.task}/{point.name}", "seed": seed, "pass@1": round(last["pass@1"], 3)}
-        said |= {"pass@32": round(last["pass@32"], 3), "seconds": round(result["seconds"])}
+        said = {"point": f"{point.task}/{point.name}", "seed": seed, "seconds": round(result["seconds"])}
+        said |= {key: round(value, 3) for key, value in last.items() if key in ("pass@1", "pass@32")}
         print(json.dumps(said | {"points_left": len(unfinished) - done, "hours_left": round(left, 2)}), flush=True)
 
 

@@ -42,6 +42,9 @@ class RunSettings:
     soup: dict[str, Any] = field(default_factory=lambda: {"mixed_fraction": 0.0})
 
     def __post_init__(self) -> None:
+        for name in ("lr", "weight_decay", "grad_clip", "temperature"):
+            if not isinstance(getattr(self, name), int | float):
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected a number; YAML reads 1.0e-4, not 1e-4")
         if self.prompts % self.mini_batches:
             raise ValueError(f"mini_batches={self.mini_batches}: expected a divisor of prompts={self.prompts}")
 

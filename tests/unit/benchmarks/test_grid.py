@@ -1,0 +1,56 @@
+import pytest
+
+from benchmarks import grid
+from benchmarks.run_inputs import nested, parse_settings
+from benchmarks.tasks import TASKS
+from soup_verl.config import SoupConfig
+
+
+@pytest.fixture(scope="module", params=sorted(TASKS))
+def points(request):
+    return grid.read_points(grid.GRID, request.param)
+
+
+def test_every_point_can_be_run_and_has_a_place_of_its_own(points, tmp_path):
+    assert len({grid.folder_of(tmp_path, p, 0) for p in points}) == len(points)
+    assert sum(p.side == "grpo" for p in points) == 1 and {p.side for p in points} == set(grid.SIDES)
+    for point in points:
+        settings = parse_settings(nested(point.settings) | {"seed": 1})
+        soup = SoupConfig.parse(settings.soup | {"seed": 1})
+        assert soup.mixing == (point.side in ("soup", "variant")), point.name
+        low, high = soup.prefix_length.bounds(TASKS[point.task].max_response_tokens)
+        assert high <= TASKS[point.task].max_response_tokens - 1, point.name
+
+
+def test_the_knob_takes_its_value(points):
+    for point in points:
+        if point.knob:
+            assert point.settings[point.knob] == point.value
+
+
+def test_all_methods_take_the_same_steps_and_samples(points):
+    assert len({tuple(p.settings[k] for k in ("steps", "prompts", "n", "lr", "samples")) for p in points}) == 1
+
+
+def test_an_unknown_task_or_side_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="--tasks sudoku: expected some of countdown"):
+        grid.read_points(grid.GRID, "sudoku")
+    bad = tmp_path / "grid.yaml"
+    bad.write_text("common: {}\ntasks: {x: {}}\nmethods: {m: {side: friend, title: M}}\n")
+    with pytest.raises(ValueError, match="methods.m.side='friend': expected one of grpo, rival, soup, variant"):
+        grid.read_points(bad, "x")
+
+
+def test_a_finished_point_is_skipped(assets, tmp_path, capsys):
+    settings = {"steps": 1, "prompts": 4, "n": 4, "samples": 2}
+    point = grid.Point("assets", "grpo", "grpo", "GRPO", None, None, settings)
+    out = tmp_path / "out"
+    grid.run_points([(point, 0), (point, 1)], tmp_path, out)
+    first = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+    (grid.folder_of(out, point, 1) / "result.json").unlink()
+    capsys.readouterr()
+    grid.run_points([(point, 0), (point, 1)], tmp_path, out)
+    said = capsys.readouterr().out
+    assert "1 of 2 points are finished" in said and '"points_left": 0' in said
+    second = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+    assert [path for path in first if first[path] == second[path]] == [grid.folder_of(out, point, 0) / "result.json"]
