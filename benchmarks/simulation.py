@@ -82,8 +82,11 @@ def joined_updates(parts: list[dict[str, float]]) -> dict[str, float]:
     sums = {
         key: (max if key.endswith("_max") else sum)(part[key] for part in parts) for key in parts[0].keys() - of_actor
     }
-    tokens = sum(sums[f"{name}_tokens"] for name in metrics.SEGMENTS)
-    found["actor/pg_clipfrac"] = sum(sums[f"{name}_clipped"] for name in metrics.SEGMENTS) / tokens
+    tokens, clipped, dual = (
+        sum(sums[f"{segment}_{noun}"] for segment in metrics.SEGMENTS) for noun in ("tokens", "clipped", "dual_clipped")
+    )
+    found["actor/pg_clipfrac"] = (clipped - dual) / tokens  # verl counts the dual clip apart
+    found["actor/pg_clipfrac_lower"] = dual / tokens
     return found | metrics.finish_update_metrics(sums)
 
 
@@ -113,6 +116,7 @@ class Simulation:
             self.source = build_source(
                 self.soup, self.engine, response_length=assets.response_length, last_step=settings.steps
             )
+            self.source.before_first_step(1)
 
     def _build_engine(self) -> PlainEngine:
         assets, settings = self.assets, self.settings

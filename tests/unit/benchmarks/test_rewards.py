@@ -64,7 +64,7 @@ def test_counts_by_hand():
 def test_a_valid_answer_passes_and_is_among_those_counted(name, seed):
     rng, task = random.Random(seed), TASKS[name]
     question = task.draw(rng)
-    answers = {task.answer(rng, question) for _ in range(20)}
+    answers = {task.answer(rng, question) for _ in range(5)}
     scored = [compute_score(name, answer, question) for answer in answers]
     assert all(s["score"] == 1.0 for s in scored), (question, answers)
     assert len({s["pred"] for s in scored}) <= COUNTS[name](question)
@@ -100,6 +100,7 @@ def test_leaving_the_last_character_out_fails(name, seed):
     assert score(name, cut, question) == 0.0
 
 
+QUESTIONS = [("countdown", "3,9,5,7,3=10"), ("chain_sum", "3+7="), ("order", "kdbg:d<k,b<g")]
 HOSTILE = [
     "__import__('os').system('touch /tmp/owned')",
     "9**9**9",
@@ -116,16 +117,14 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-@pytest.mark.parametrize(
-    ("task", "question"), [("countdown", "3,9,5,7,3=10"), ("chain_sum", "3+7="), ("order", "kdbg:d<k,b<g")]
-)
+@pytest.mark.parametrize(("task", "question"), QUESTIONS)
 def test_hostile_text_is_only_wrong(task, question, text):
     assert score(task, text, question) == 0.0
 
 
-@given(tasks, st.text(max_size=40))
-def test_any_text_gets_a_score(task, text):
-    question = TASKS[task].draw(random.Random(0))
+@pytest.mark.parametrize(("task", "question"), QUESTIONS)
+@given(text=st.text(max_size=40))
+def test_any_text_gets_a_score(task, question, text):
     assert score(task, text, question) in (0.0, 1.0)
 
 
