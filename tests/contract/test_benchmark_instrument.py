@@ -1,0 +1,89 @@
+"""The search instrument computes what verl and transformers compute, on a model and data that `prepare` made."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import simulate
+from benchmarks.policy import Shape, read_weights, response_logits
+from benchmarks.run_inputs import Assets, parse_settings
+from benchmarks.sampling import pad_prompts
+from benchmarks.update import LossSettings, clipped_loss, masked_mean
+
+pytestmark = [pytest.mark.contract, pytest.mark.e2e]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    from benchmarks import prepare
+
+    small = {"train_questions": 12, "val_questions": 4, "sft_batch": 4, "hidden": 64, "intermediate": 64, "heads": 2}
+    settings = prepare.Settings("order", 0.4, 3, layers=2, samples=2, **small)
+    folder = tmp_path_factory.mktemp("prepared")
+    return folder, settings, prepare.prepare(folder, settings)
+
+
+def test_prepare_leaves_verls_rows_and_a_complete_folder_is_reused(prepared):
+    import pandas as pd
+
+    from benchmarks import prepare
+
+    folder, settings, report = prepared
+    assert prepare.finished(folder, settings) == json.loads(json.dumps(report))
+    with pytest.raises(ValueError, match="made with"):
+        prepare.finished(folder, prepare.Settings("order", 0.4, 4))
+    row = pd.read_parquet(folder / "train.parquet").iloc[0]
+    assert set(row.index) == {"data_source", "prompt", "ability", "reward_model", "extra_info"}
+    assert row["reward_model"]["ground_truth"] == row["prompt"][0]["content"]
+
+
+def test_verls_loader_finds_a_reward_that_needs_nothing_of_this_repository(prepared, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    spec = importlib.util.spec_from_file_location("custom_module", ROOT / "benchmarks" / "rewards.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.compute_score("order", "dkbg", "kdbg:d<k,b<g", extra_info={"index": 0})["acc"] == 1.0
+    assert "benchmarks" not in Path(spec.origin).read_text().split('"""')[2].split("def ")[0]
+
+
+def test_logits_are_those_of_transformers(prepared):
+    from transformers import Qwen2ForCausalLM
+
+    folder = prepared[0] / "model"
+    model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    stored = json.loads((prepared[0] / "tokens.json").read_text())
+    prompts = [row["ids"] for row in stored["train"][:2]]
+    prompts[1] = prompts[1][:-3]  # so that one is padded
+    responses = torch.randint(0, 200, (4, 6), generator=torch.Generator().manual_seed(0))
+    logits = response_logits(read_weights(folder), Shape.read(folder), pad_prompts(prompts), responses, copies=2)
+    for row in range(4):
+        prompt = prompts[row // 2]
+        with torch.no_grad():
+            expected = model(torch.tensor([prompt + responses[row].tolist()])).logits[0, len(prompt) - 1 : -1]
+        torch.testing.assert_close(logits[row], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_clipped_loss_is_verls():
+    from omegaconf import OmegaConf
+    from verl.trainer.ppo.core_algos import compute_policy_loss_vanilla
+    from verl.workers.config import FSDPActorConfig
+
+    generator = torch.Generator().manual_seed(0)
+    old, new, advantages = (torch.randn(16, 10, generator=generator) for _ in range(3))
+    mask = torch.rand(16, 10, generator=generator) < 0.8
+    config = FSDPActorConfig(strategy="fsdp", rollout_n=1, ppo_micro_batch_size_per_gpu=1, optim=OmegaConf.create({}))
+    expected, metrics = compute_policy_loss_vanilla(old, new, advantages, mask, config=config)
+    loss = masked_mean(clipped_loss(new, old, advantages, LossSettings()), mask)
+    torch.testing.assert_close(loss, expected)
+    assert metrics["actor/pg_clipfrac"] > 0 and metrics["actor/pg_clipfrac_lower"] > 0, "both clips must have bitten"
+
+
+def test_a_point_runs_on_what_prepare_made(prepared, tmp_path):
+    soup = {"mixed_fraction": 0.5, "source": "lookahead", "lookahead": {"age": 1}}
+    settings = parse_settings({"steps": 2, "prompts": 4, "n": 4, "samples": 2, "soup": soup})
+    result = simulate.run(Assets.read(prepared[0]), settings, tmp_path, {"method": "soup"})
+    assert result["start"] == prepared[2]["val"] and result["decode_tokens"] > 0
