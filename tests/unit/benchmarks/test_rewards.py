@@ -55,6 +55,7 @@ def test_order(answer, right):
 def test_counts_by_hand():
     assert COUNTS["countdown"]("1,2,3=6") == 1  # 1+2+3
     assert COUNTS["countdown"]("1,1,2,4=4") == 4  # 1+1+2, 4+1-1, 4+2-1-1, 4-2+1+1
+    assert COUNTS["countdown"]("1,2,3=3") == 0  # 1+2 has two terms
     assert COUNTS["chain_sum"]("27+45-13=") == 1
     assert COUNTS["order"]("kdbg:d<k,b<g") == 6  # 4! / 2 / 2
     assert COUNTS["order"]("abc:a<b,b<c") == 1

@@ -19,7 +19,7 @@ def soup(source, **settings):
     return {"soup": {"mixed_fraction": 0.5, "source": source, **PREFIXES, **settings}}
 
 
-def trained(assets, steps, **changes):
+def trained_by(assets, steps, **changes):
     """A simulation after some steps, and their metrics without times."""
     simulation = Simulation(assets, parse_settings(SHORT | changes))
     found = [simulation.step(step) for step in range(1, steps + 1)]
@@ -62,10 +62,11 @@ def test_samples_follow_the_policy(assets):
     """First tokens of 4,000 responses against softmax(logits / T)."""
     simulation = Simulation(assets, parse_settings(SHORT))
     prompts = pad_prompts([[3, 7]])
-    out = sample(simulation.weights, simulation.shape, prompts, Given.nothing(4000, 1), temperature=0.7, seed=2)
     one = torch.zeros(1, 1, dtype=torch.int64)
-    logits = response_logits(simulation.weights, simulation.shape, prompts, one, copies=1)[0, 0]
-    expected = torch.softmax(logits.detach() / 0.7, dim=-1)
+    logits = response_logits(simulation.weights, simulation.shape, prompts, one, copies=1)[0, 0].detach()
+    temperature = 0.5 * (logits.max() - logits.min()).item()  # two nats apart: a factor of seven
+    out = sample(simulation.weights, simulation.shape, prompts, Given.nothing(4000, 1), temperature=temperature, seed=2)
+    expected = torch.softmax(logits / temperature, dim=-1)
     seen = torch.bincount(out.ids[:, 0], minlength=3) / 4000
     assert (seen - expected).abs().max() < 0.03, (seen, expected)
 
@@ -75,18 +76,18 @@ def test_samples_follow_the_policy(assets):
 
 @pytest.mark.parametrize("source", ["lookahead", "snapshot", "replay"])
 def test_without_mixed_responses_it_is_grpo_number_for_number(assets, source):
-    grpo, of_grpo = trained(assets, 3)
-    off, of_off = trained(assets, 3, soup={"mixed_fraction": 0.0, "source": source})
+    grpo, of_grpo = trained_by(assets, 3)
+    off, of_off = trained_by(assets, 3, soup={"mixed_fraction": 0.0, "source": source})
     assert of_off == of_grpo and same_weights(off, grpo)
     assert all(data["actor/grad_norm"] > 0 for data in of_grpo), "nothing was learnt: the comparison says nothing"
 
 
 def test_until_there_is_history_lookahead_is_grpo_and_then_it_is_not(assets):
-    grpo, _ = trained(assets, 2)
-    early, of_early = trained(assets, 2, **soup("lookahead", lookahead={"age": 2}))
+    grpo, _ = trained_by(assets, 2)
+    early, of_early = trained_by(assets, 2, **soup("lookahead", lookahead={"age": 2}))
     assert same_weights(early, grpo) and "soup/policy_age_mean" not in of_early[-1]
-    grpo, _ = trained(assets, 3)
-    late, of_late = trained(assets, 3, **soup("lookahead", lookahead={"age": 2}))
+    grpo, _ = trained_by(assets, 3)
+    late, of_late = trained_by(assets, 3, **soup("lookahead", lookahead={"age": 2}))
     assert not same_weights(late, grpo) and of_late[-1]["soup/policy_age_mean"] == 2
 
 
@@ -140,7 +141,7 @@ def test_historical_tokens_carry_the_log_probs_of_the_policy_they_name(assets, s
 
 
 def test_replayed_tokens_are_not_counted_as_decoded(assets):
-    _, of_replay = trained(assets, 3, **soup("replay"))
+    _, of_replay = trained_by(assets, 3, **soup("replay"))
     data = of_replay[-1]
     tokens = sum(data[f"soup/{name}_tokens_total"] for name in ("prefix", "continuation", "onpolicy"))
     assert data["soup/prefix_tokens_total"] > 0
@@ -158,18 +159,25 @@ def test_clipped_loss_by_hand():
     torch.testing.assert_close(clipped_loss(ratio.log(), torch.zeros(7), advantages, LossSettings()), expected)
 
 
-def test_masked_prefixes_carry_no_gradient_and_two_mini_batches_are_two_updates(assets):
-    behavior, _ = trained(assets, 3, **soup("lookahead", lookahead={"age": 1}))
-    masked, _ = trained(assets, 3, **soup("lookahead", lookahead={"age": 1}, prefix_objective="masked"))
-    assert not same_weights(behavior, masked)
-    simulation, _ = trained(assets, 3, mini_batches=2)
+@pytest.mark.parametrize(("objective", "trained"), [("behavior", True), ("masked", False)])
+def test_masked_prefix_tokens_leave_the_losss_denominator(assets, objective, trained):
+    settings = soup("lookahead", lookahead={"age": 1}, prefix_objective=objective)
+    simulation, _ = trained_by(assets, 1, **settings)
+    data = simulation.roll_out(2, simulation.source.prefixes(2))
+    assert data.prefix_mask.any()
+    tokens = simulation._trained_tokens(2, data, data.behavior_log_probs)
+    assert torch.equal(tokens.mask, data.mask if trained else data.mask & ~data.prefix_mask)
+
+
+def test_two_mini_batches_are_two_updates(assets):
+    simulation, _ = trained_by(assets, 3, mini_batches=2)
     assert simulation.optimizer.state[simulation.weights["lm_head.weight"]]["step"] == 6
 
 
 @pytest.mark.parametrize("loss", [{"entropy_coeff": 0.5}, {"kl_loss_coef": 0.5}], ids=["entropy bonus", "reference KL"])
 def test_the_rivals_terms_keep_the_policy_wider(assets, loss):
-    plain, of_plain = trained(assets, 6)
-    kept, of_kept = trained(assets, 6, loss=loss)
+    plain, of_plain = trained_by(assets, 6)
+    kept, of_kept = trained_by(assets, 6, loss=loss)
     assert of_kept[0]["actor/entropy"] == of_plain[0]["actor/entropy"]
     assert of_kept[-1]["actor/entropy"] > of_plain[-1]["actor/entropy"]
 
