@@ -55,10 +55,9 @@ def _draw_method(
     xs, ys = ([p.over(seeds, key) for p in points] for key in ("pass@1", f"pass@{k}"))
     errors = [[stdev(v) / len(v) ** 0.5 if len(v) > 1 else 0.0 for v in values] for values in (xs, ys)]
     means = [[mean(v) for v in values] for values in (xs, ys)]
-    axes.errorbar(
-        *means, xerr=errors[0], yerr=errors[1], color=colour, marker=marker, markersize=8, linewidth=1.2,
-        elinewidth=0.8, label=points[0].title, alpha=0.9,
-    )  # fmt: skip
+    size, above = (14, 6) if points[0].side == "grpo" else (8, 3)
+    look = {"color": colour, "marker": marker, "markersize": size, "linewidth": 1.2, "elinewidth": 0.8, "alpha": 0.9}
+    axes.errorbar(*means, xerr=errors[0], yerr=errors[1], label=points[0].title, zorder=above, **look)
     for x, y, point in zip(*means, points, strict=True):
         if point.value is not None:
             axes.annotate(

@@ -163,7 +163,7 @@ TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         Task("countdown", draw_countdown, answer_countdown, slip_countdown, key_countdown, 0.15, 600, 32, 14),
-        Task("chain_sum", draw_chain_sum, answer_chain_sum, slip_chain_sum, key_chain_sum, 0.3, 900, 28, 14),
+        Task("chain_sum", draw_chain_sum, answer_chain_sum, slip_chain_sum, key_chain_sum, 0.3, 700, 28, 14),
         Task("order", draw_order, answer_order, slip_order, key_order, 0.5, 700, 48, 10),
     )
 }
