@@ -105,7 +105,7 @@ def _fsdp(assets: Path, folder: Path) -> dict[str, Run]:
             "trainer.resume_mode=resume_path",
             f"trainer.resume_from_path={folder}/snapshot_fsdp/global_step_2",
         ),
-        "reward_raises": (f"{STEPS}3", f"data.train_files={assets}/raising.parquet"),
+        "reward_raises": (*PREFIXES, f"{STEPS}3", f"data.train_files={assets}/raising.parquet"),
     }
     return launch_series(assets, folder, runs, "actor_rollout_ref.actor.strategy=fsdp")
 
@@ -139,6 +139,7 @@ def _two_ranks(assets: Path, folder: Path) -> dict[str, Run]:
             "actor_rollout_ref.rollout.temperature=0.7",
         ),
         "reward_is_nan": (
+            *PREFIXES,
             f"{STEPS}3",
             f"data.val_files={assets}/not_a_number.parquet",
             "trainer.val_before_train=true",
