@@ -58,6 +58,7 @@ def _series_runs(assets: Path | None) -> dict[str, tuple[str, ...]]:
     small = (
         f"data.train_files={assets}/varied.parquet",
         "data.train_batch_size=4",
+        "actor_rollout_ref.actor.optim.lr=3e-5",  # without a collapse
         "actor_rollout_ref.actor.ppo_mini_batch_size=4",
         "actor_rollout_ref.rollout.n=8",
     )
