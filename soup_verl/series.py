@@ -26,6 +26,7 @@ TAKEN_UP = (
     "soup.",
     "algorithm.",
     "critic.",  # there is none: it repeats the actor's settings
+    "distillation.teacher_models.teacher_model.inference.temperature",  # the same; there is no teacher
     "data.seed",
     "data.shuffle",
     "data.train_batch_size",

@@ -1,0 +1,190 @@
+"""Run points of the grid on the real stack: verl, vLLM, Ray and FSDP on a CPU, many runs on one set of processes.
+
+    python -m benchmarks.real_stack --assets data/benchmarks --out runs/real --tasks countdown \\
+        --points grpo lookahead_age/64 snapshot/8 replay/6 masked/64 --seeds 5 --set steps=200 samples=16
+
+Tasks, models and points are those of the search instrument. A run is a run of the recipe, in OUT/TASK/POINT/seed_N;
+one that has finished is skipped, one that was interrupted goes on from its last checkpoint. Two to three seconds a step
+on 2 cores. Writes a `result.json` a run, as `benchmarks.simulate` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from benchmarks.grid import GRID, Point, folder_of, read_points
+from benchmarks.run_inputs import Assets, RunSettings, nested, parse_settings
+from benchmarks.sampling import summarize
+from benchmarks.simulate import RESULT, assignments, summary
+from recipe.soup.main_series import compose
+from soup_verl import run_log
+from soup_verl.series import run_series
+
+INSTRUMENT = "real stack (verl, vLLM, Ray, FSDP on a CPU)"
+REWARDS = Path(__file__).with_name("rewards.py")
+VALIDATION = "validation"
+LONGEST_PROMPT = 48  # tokens; every task's questions are shorter
+
+
+def overrides(assets: Assets, settings: RunSettings, folder: Path) -> list[str]:
+    """A run's settings in verl's names."""
+    loss, response = settings.loss, assets.response_length
+    given = {
+        "platform": "cpu",
+        "trainer.default_local_dir": folder,
+        "trainer.validation_data_dir": folder / VALIDATION,
+        "trainer.total_training_steps": settings.steps,
+        "trainer.total_epochs": 10_000,
+        "trainer.val_before_train": False,
+        "trainer.test_freq": settings.evaluate_every,
+        "trainer.save_freq": 100,
+        "trainer.max_actor_ckpt_to_keep": 1,
+        "data.train_files": assets.folder / "train.parquet",
+        "data.val_files": assets.folder / "val.parquet",
+        "data.train_batch_size": settings.prompts,
+        "data.max_prompt_length": LONGEST_PROMPT,
+        "data.max_response_length": response,
+        "data.seed": settings.seed,
+        "actor_rollout_ref.model.path": assets.folder / "model",
+        "actor_rollout_ref.actor.optim.lr": settings.lr,
+        "actor_rollout_ref.actor.optim.weight_decay": settings.weight_decay,
+        "actor_rollout_ref.actor.grad_clip": settings.grad_clip,
+        "actor_rollout_ref.actor.ppo_mini_batch_size": settings.prompts // settings.mini_batches,
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": settings.prompts * settings.n // settings.mini_batches,
+        "actor_rollout_ref.actor.clip_ratio_low": loss.clip_ratio_low,
+        "actor_rollout_ref.actor.clip_ratio_high": loss.clip_ratio_high,
+        "actor_rollout_ref.actor.clip_ratio_c": loss.clip_ratio_c,
+        "actor_rollout_ref.actor.entropy_coeff": loss.entropy_coeff,
+        "actor_rollout_ref.actor.use_kl_loss": loss.kl_loss_coef > 0,
+        "actor_rollout_ref.actor.kl_loss_coef": loss.kl_loss_coef,
+        "actor_rollout_ref.rollout.n": settings.n,
+        "actor_rollout_ref.rollout.temperature": settings.temperature,
+        "actor_rollout_ref.rollout.max_model_len": LONGEST_PROMPT + response,
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": settings.prompts * settings.n,
+        "actor_rollout_ref.rollout.val_kwargs.n": settings.samples,
+        "actor_rollout_ref.rollout.val_kwargs.temperature": 1.0,
+        "actor_rollout_ref.rollout.val_kwargs.do_sample": True,
+        "reward.custom_reward_function.path": REWARDS,
+        "algorithm.norm_adv_by_std_in_grpo": settings.norm_by_std,
+        "soup.seed": settings.seed,
+        "soup.sampling_seed": settings.seed,
+    }
+    return [f"{key}={value}" for key, value in (given | _dotted(settings.soup, "soup")).items()]
+
+
+def _dotted(section: dict[str, Any], path: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        found |= _dotted(value, f"{path}.{key}") if isinstance(value, dict) else {f"{path}.{key}": value}
+    return found
+
+
+def write_result(assets: Assets, settings: RunSettings, point: Point, folder: Path) -> dict[str, Any]:
+    """What the run's log and validation samples say, in the form of the search instrument."""
+    log = run_log.read(folder)
+    history = list(log.values())
+    result = {
+        "instrument": INSTRUMENT,
+        "task": assets.task,
+        **point.label,
+        "seed": settings.seed,
+        "settings": asdict(settings),
+        "start": assets.start,
+        "checkpoints": [{"step": step} | validation(folder, step, log) for step in validated(folder)],
+        "decode_tokens": sum(decoded(data) for data in history),
+        "seconds": sum(data["timing_s/step"] for data in history),
+        **summary(history),
+    }
+    partial = folder / f"{RESULT}.tmp"
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.replace(folder / RESULT)
+    return result
+
+
+def validated(folder: Path) -> list[int]:
+    """Steps after which the validation questions were answered."""
+    return sorted(int(file.stem) for file in (folder / VALIDATION).glob("*.jsonl"))
+
+
+def validation(folder: Path, step: int, log: dict[int, dict[str, float]]) -> dict[str, float]:
+    """pass@k and distinct answers; `entropy` is that of the step's training responses, under the policy before it."""
+    answers: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for line in (folder / VALIDATION / f"{step}.jsonl").read_text().splitlines():
+        answer = json.loads(line)
+        answers[answer["input"]].append(answer)
+    valid = [[a["acc"] == 1.0 for a in of_question] for of_question in answers.values()]
+    spelled = [[str(a["pred"]) for a in of_question] for of_question in answers.values()]
+    return summarize(valid, spelled) | {"entropy": log[step]["actor/entropy"]}
+
+
+def decoded(data: dict[str, float]) -> float:
+    """Response tokens that had to be decoded for a step; without mixing all of them."""
+    segments = ("prefix", "continuation", "onpolicy")
+    every = sum(data.get(f"soup/{segment}_tokens_total", 0.0) for segment in segments)
+    return data.get("soup/decode_tokens_total", every)
+
+
+def main() -> None:
+    """Parse the command line and train what is not finished."""
+    parser = argparse.ArgumentParser(description="Run points of the grid on the real stack.")
+    parser.add_argument("--grid", type=Path, default=GRID)
+    parser.add_argument("--assets", type=Path, required=True, help="folder with one folder a task, from prepare")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tasks", nargs="+", required=True)
+    parser.add_argument("--points", nargs="+", help="only these, as `benchmarks.grid --list` names them; default all")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="for all points: steps, samples, ..")
+    arguments = parser.parse_args()
+    try:
+        for task in arguments.tasks:
+            _run_task(task, arguments)
+    except (ValueError, OSError) as error:
+        sys.exit(f"real_stack: {error}")
+
+
+def _run_task(task: str, arguments: argparse.Namespace) -> None:
+    assets = Assets.read(arguments.assets / task)
+    points = chosen(read_points(arguments.grid, task), arguments.points)
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    todo = [(point, settings_of(point, seed, assignments(arguments.set))) for seed in seeds for point in points]
+    folders = [folder_of(arguments.out, point, settings.seed) for point, settings in todo]
+    configs = [_config(assets, settings, folder) for (_, settings), folder in zip(todo, folders, strict=True)]
+    run_series(configs)
+    for (point, settings), folder in zip(todo, folders, strict=True):
+        write_result(assets, settings, point, folder)
+
+
+def chosen(points: Sequence[Point], names: Sequence[str] | None) -> list[Point]:
+    """The points of these names, all without.
+
+    Raises:
+        ValueError: there is none of a name.
+    """
+    known = {point.name: point for point in points}
+    if unknown := [name for name in names or () if name not in known]:
+        raise ValueError(f"--points {unknown[0]}: expected some of {', '.join(known)}")
+    return [known[name] for name in names] if names else list(points)
+
+
+def settings_of(point: Point, seed: int, for_all: dict[str, Any]) -> RunSettings:
+    """A point's settings; the knob wins over what holds for all."""
+    knob = {} if point.knob is None else {point.knob: point.value}
+    return parse_settings(nested(point.settings | for_all | knob) | {"seed": seed})
+
+
+def _config(assets: Assets, settings: RunSettings, folder: Path) -> DictConfig:
+    return compose(overrides(assets, settings, folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+import json
+
+import pytest
+from omegaconf import OmegaConf
+
+from benchmarks import real_stack
+from benchmarks.grid import GRID, read_points
+from benchmarks.run_inputs import Assets, parse_settings
+from soup_verl.config import SoupConfig
+from soup_verl.run_rules import check_run
+from soup_verl.series import can_share
+
+
+def assets_of(folder):
+    return Assets("countdown", folder, 16, ["a"], [], [], {"pass@1": 0.25})
+
+
+def test_points_are_chosen_by_name_and_the_knob_wins_over_what_holds_for_all():
+    points = read_points(GRID, "countdown")
+    (age,) = real_stack.chosen(points, ["lookahead_age/64"])
+    settings = real_stack.settings_of(age, 3, {"steps": 100, "soup.lookahead.age": 1})
+    assert (settings.steps, settings.seed, settings.soup["lookahead"]["age"]) == (100, 3, 64)
+    assert real_stack.chosen(points, None) == points
+    with pytest.raises(ValueError, match="--points none: expected some of grpo, temperature/1.1"):
+        real_stack.chosen(points, ["none"])
+
+
+@pytest.mark.e2e  # Hydra takes a second a point
+def test_every_point_is_a_run_of_the_recipe_and_most_can_share_processes(tmp_path):
+    """A KL to the initial policy needs a reference model in the workers."""
+    configs = {}
+    for point in read_points(GRID, "countdown"):
+        settings = real_stack.settings_of(point, 0, {})
+        configs[point.name] = real_stack._config(assets_of(tmp_path), settings, tmp_path / point.name)
+        plain = OmegaConf.to_container(configs[point.name], resolve=True)
+        check_run(SoupConfig.parse(plain["soup"]), plain)
+    apart = {name for name, config in configs.items() if not can_share(configs["grpo"], config)}
+    assert apart == {"reference_kl/0.005", "reference_kl/0.02", "reference_kl/0.05"}
+    age = configs["lookahead_age/64"]
+    assert (age.soup.lookahead.age, age.soup.prefix_length.high, age.soup.mixed_fraction) == (64, 6, 0.5)
+    assert age.actor_rollout_ref.actor.optim.lr == 2e-4
+
+
+def test_a_result_is_what_log_and_validation_samples_say(tmp_path):
+    """Two questions of two samples: right once, and twice by two answers."""
+    samples = [("q", 1.0, "a"), ("q", 0.0, ""), ("r", 1.0, "b"), ("r", 1.0, "c")]
+    (tmp_path / real_stack.VALIDATION).mkdir()
+    lines = [json.dumps({"input": q, "acc": acc, "pred": pred}) for q, acc, pred in samples]
+    (tmp_path / real_stack.VALIDATION / "2.jsonl").write_text("\n".join(lines))
+    steps = [
+        {"timing_s/step": 2.0, "actor/entropy": 1.0, "soup/onpolicy_tokens_total": 30.0},
+        {
+            "timing_s/step": 4.0,
+            "actor/entropy": 0.5,
+            "soup/onpolicy_tokens_total": 10.0,
+            "soup/prefix_tokens_total": 5.0,
+            "soup/decode_tokens_total": 12.0,
+            "soup/prefix_kl_k3": 0.5,
+        },
+    ]
+    log = [json.dumps({"step": i, "data": data}) for i, data in enumerate(steps, start=1)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(log) + "\n")
+    (point,) = real_stack.chosen(read_points(GRID, "countdown"), ["lookahead_age/8"])
+    result = real_stack.write_result(assets_of(tmp_path), parse_settings({"seed": 1}), point, tmp_path)
+    assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(result))
+    (checkpoint,) = result["checkpoints"]
+    assert checkpoint == {"step": 2, "pass@1": 0.75, "pass@2": 1.0, "distinct_valid@2": 1.5, "entropy": 0.5}
+    assert (result["decode_tokens"], result["seconds"], result["step_seconds"]) == (42.0, 6.0, 3.0)
+    assert (result["prefix_kl"], result["seed"], result["method"], result["value"]) == (0.5, 1, "lookahead_age", 8)
