@@ -11,6 +11,11 @@ from typing import Any
 
 import yaml
 
+try:
+    from yaml import CSafeLoader as SafeLoader  # ten times as fast, where libyaml is there
+except ImportError:
+    from yaml import SafeLoader
+
 from soup_verl import run_log, sample_log
 
 CONFIG_FILE, RUN_FILE, RESULTS_FILE = "config.yaml", "run.json", "results.json"
@@ -156,9 +161,8 @@ def _by_key(steps: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[int, float
 def _read_settings(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is there
     try:
-        settings = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+        settings = yaml.load(path.read_text(encoding="utf-8"), Loader=SafeLoader)
     except yaml.YAMLError as error:
         raise ReportError(f"{path}: expected YAML: {' '.join(str(error).split())}") from None
     return flatten(_expect_mapping(settings, path))
