@@ -121,22 +121,30 @@ def check_data_files(key: str, files: Any, prompt_column: str) -> None:
                 raise ConfigError(key, file, f"a parquet file with the column {prompt_column!r}, not only {columns}")
 
 
-def train(config: DictConfig, further: Sequence[DictConfig] = ()) -> None:
-    """Start Ray and the processes that `config` asks for, train, and then train the `further` runs on them."""
+def train(config: DictConfig, further: Sequence[DictConfig] | None = None) -> None:
+    """Start Ray and the processes that `config` asks for, train, and in a series train `further` runs on them."""
     import ray
-    from verl.trainer.main_ppo import run_ppo
 
     from soup_verl.task_runner import SoupTaskRunner, series_task_runner
+
+    runner = ray.remote(SoupTaskRunner) if further is None else series_task_runner(further)
+    try:
+        _run_ppo(config, runner)
+    except Exception as error:
+        _report(error, config if further is None else next(c for c in (config, *further) if not is_finished(c)))
+        sys.exit(1)
+
+
+def _run_ppo(config: DictConfig, task_runner_class: Any) -> None:
+    import ray
+    from verl.trainer.main_ppo import run_ppo
 
     if os.environ.get("RAY_ADDRESS"):
         join_cluster(config)
     try:
-        run_ppo(config, series_task_runner(further) if further else ray.remote(SoupTaskRunner))
-    except Exception as error:
-        _report(error, next(c for c in (config, *further) if not is_finished(c)))
-        sys.exit(1)
+        run_ppo(config, task_runner_class)
     finally:
-        ray.shutdown()
+        ray.shutdown()  # before anything is said of a failure: it still prints what the workers logged
 
 
 def starts_own_cluster(config: DictConfig) -> bool:

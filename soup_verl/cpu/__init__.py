@@ -15,6 +15,8 @@ ENVIRONMENT = {
     "TQ_NUM_THREADS": "2",
     "VLLM_NO_USAGE_STATS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Seconds. Ray's agents live on for so long, asking in vain, after a killed run has taken its cluster with it.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
 }
 """Read by verl, vLLM and Ray; Ray's processes inherit it. A variable that is set already wins."""
 

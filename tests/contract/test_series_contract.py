@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from types import SimpleNamespace
 
 import pytest
 from verl.experimental.agent_loop import AgentLoopManager, AgentLoopWorker
@@ -10,7 +11,7 @@ from verl.trainer.ppo.v1 import PPOTrainer
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
-from soup_verl import series
+from soup_verl import run, series
 from soup_verl.actor_worker import SoupActorWorker
 from soup_verl.rollout import SoupAgentLoopManager, SoupAgentLoopWorker
 
@@ -83,3 +84,12 @@ def test_whatever_holds_settings_of_a_run_is_taken_up(ours, verls):
 
 def test_no_name_of_ours_hides_one_of_verls():
     assert not hasattr(ActorRolloutRefWorker, "start_anew") and hasattr(SoupActorWorker, "start_anew")
+
+
+def test_a_series_of_one_run_is_a_series_too(monkeypatch):
+    """Its run is marked as finished, so that it is not made again."""
+    asked = []
+    monkeypatch.setattr(run, "_run_ppo", lambda config, task_runner: asked.append(task_runner))
+    run.train(None, further=[])
+    run.train(None)
+    assert [isinstance(task_runner, SimpleNamespace) for task_runner in asked] == [True, False]
