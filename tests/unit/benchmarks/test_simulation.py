@@ -11,6 +11,7 @@ from benchmarks.sampling import Given, pad_prompts, sample
 from benchmarks.simulation import Simulation
 from benchmarks.update import LossSettings, clipped_loss, token_scores
 
+pytestmark = pytest.mark.e2e  # whole training steps
 SHORT = {"prompts": 4, "n": 16, "steps": 6, "lr": 0.02, "samples": 4, "evaluate_every": 3}
 PREFIXES = {"prefix_length": {"low": 1, "high": 3}}
 
