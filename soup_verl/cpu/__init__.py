@@ -15,8 +15,6 @@ ENVIRONMENT = {
     "TQ_NUM_THREADS": "2",
     "VLLM_NO_USAGE_STATS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Seconds. Ray's agents live on for so long, asking in vain, after a killed run has taken its cluster with it.
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
 }
 """Read by verl, vLLM and Ray; Ray's processes inherit it. A variable that is set already wins."""
 
@@ -28,19 +26,28 @@ LOOPBACK = {
     "GLOO_SOCKET_IFNAME": "lo",
     "VLLM_HOST_IP": "127.0.0.1",
 }
-"""What keeps a Ray cluster of our own on the loopback interface. Ray reads its part when it is imported."""
+"""What keeps a Ray cluster of our own on the loopback interface, in the processes that inherit it."""
 
 
 def enable(*, loopback: bool = False) -> None:
-    """Make this process and every Ray process it starts use verl's platform `cpu`. Call before `ray` is imported.
+    """Make this process and every Ray process it starts use verl's platform `cpu`. Call before `ray.init`.
 
     Args:
         loopback: listen on 127.0.0.1 only; not for a cluster that is up already, which has its addresses.
     """
     for name, value in (ENVIRONMENT | (LOOPBACK if loopback else {})).items():
         os.environ.setdefault(name, value)
+    if loopback:
+        _read_rays_switch_again()
     from verl.plugin.platform import platform_manager
 
     from soup_verl.cpu.platform import PlatformCPU
 
     platform_manager.set_platform(PlatformCPU())
+
+
+def _read_rays_switch_again() -> None:
+    """Ray reads it when it is imported, and composing a configuration on top of verl's does that."""
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = False

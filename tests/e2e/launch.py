@@ -149,7 +149,10 @@ def execute(
 
 
 def survivors(folder: Path, within: float = 60.0) -> list[str]:
-    """Command lines of processes that a run in `folder` started and that are alive `within` seconds from now."""
+    """Command lines of processes that a run in `folder` started and that are alive `within` seconds from now.
+
+    Two agents of Ray's try for 60 seconds to report the death of a cluster that was killed.
+    """
     deadline = time.monotonic() + within
     while (alive := _alive(folder)) and time.monotonic() < deadline:
         time.sleep(0.5)

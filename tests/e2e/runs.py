@@ -114,7 +114,7 @@ def _fsdp(assets: Path, folder: Path) -> dict[str, Run]:
 def _resumed(assets: Path, folder: Path) -> Run:
     """SIGKILLed in the middle of step 4, left with a newer checkpoint that is torn, and resumed."""
     killed = launch(assets, folder, *_SIX, kill_when=folder / "global_step_3/soup/manifest.json", kill_after=0.2)
-    (folder / "killed.json").write_text(json.dumps({"code": killed.code, "survivors": survivors(folder)}))
+    (folder / "killed.json").write_text(json.dumps({"code": killed.code, "survivors": survivors(folder, within=90)}))
     torn = folder / "global_step_4"
     shutil.rmtree(torn, ignore_errors=True)
     shutil.copytree(folder / "global_step_3", torn)

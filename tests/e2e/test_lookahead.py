@@ -62,6 +62,11 @@ def test_segment_metrics_are_plain_numbers_in_the_file_log(run):
 
 
 @pytest.mark.runs("six_steps")
+def test_the_runs_servers_are_on_the_loopback_interface(run):
+    assert "LLMServerManager: ['127.0.0.1:" in run("six_steps").output
+
+
+@pytest.mark.runs("six_steps")
 def test_a_few_responses_are_logged_with_every_tokens_ratio(run):
     whole = run("six_steps")
     logged = sample_log.read(whole.folder)
