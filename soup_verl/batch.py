@@ -5,7 +5,7 @@ Rows are verl's, in the order of `batch.keys`, padding rows included unless said
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +111,21 @@ def write_prefix_fields(
         tq.kv_batch_put(
             keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(nested, batch_size=len(batch))
         )
+
+
+def sort_rows(batch: KVBatchMeta, place_of_uid: Mapping[str, int]) -> None:
+    """Rows by prompt and session: verl's own order is that of arrival, on which the rounding of sums depends.
+
+    Args:
+        batch: verl's keys are UID_SESSION_OUTPUT.
+        place_of_uid: where each prompt was in the batch that was submitted.
+    """
+
+    def place(row: int) -> tuple[int, ...]:
+        uid, *numbers = batch.keys[row].split("_")
+        return place_of_uid[uid], *map(int, numbers)
+
+    batch.reorder(sorted(range(len(batch.keys)), key=place))
 
 
 def mark_padding_unmixed(batch: KVBatchMeta) -> None:

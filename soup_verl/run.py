@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,10 +59,23 @@ def check(config: DictConfig) -> None:
     """
     plain: Any = OmegaConf.to_container(config, resolve=True)
     check_run(SoupConfig.parse(plain.get("soup") or {}), plain)
+    check_output_folder(plain["trainer"]["default_local_dir"])
     check_model_path(plain["actor_rollout_ref"]["model"]["path"])
     for key in ("train_files", "val_files"):
         check_data_files(f"data.{key}", plain["data"][key], plain["data"].get("prompt_key", "prompt"))
     check_reward_path(plain["reward"]["custom_reward_function"]["path"])
+
+
+def check_output_folder(path: str) -> None:
+    """The run's folder is there, or can be made, and takes a file."""
+    folder = Path(path).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(
+            "trainer.default_local_dir", path, f"a folder that can be written ({error.strerror})"
+        ) from None
 
 
 def check_reward_path(path: str | None) -> None:
@@ -176,9 +190,15 @@ def join_cluster(config: DictConfig) -> None:
 
 
 def _report(error: Exception, config: DictConfig) -> None:
-    folder = Path(config.trainer.default_local_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "error.txt").write_text("".join(traceback.format_exception(error)))
     cause = getattr(error, "cause", None) or error  # Ray wraps the task's own exception
-    line = " ".join(f"error: {type(cause).__name__}: {cause} (traceback: {folder / 'error.txt'})".split())
-    sys.stderr.write(line + "\n")
+    line = " ".join(f"error: {type(cause).__name__}: {cause}".split())
+    file = Path(config.trainer.default_local_dir) / "error.txt"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(traceback.format_exception(error)))
+    except OSError as no_file:
+        traceback.print_exception(error)
+        where = f"no traceback in {file}: {no_file.strerror}"
+    else:
+        where = f"traceback: {file}"
+    sys.stderr.write(f"{line} ({where})\n")

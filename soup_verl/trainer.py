@@ -7,6 +7,7 @@ One step, in the order it runs (`verl` marks stages that are verl's, untouched):
       _submit_batch_to_rollout     dispatch; then let the source ask for prefixes  <- PrefixSource.after_submit
     replay_buffer.sample    verl   wait for the responses
     on_sample_end                  wait for the prefixes, then sleep the replicas  <- PrefixSource.before_sleep
+      _balance_batch               rows in the order of their prompts, then verl's balancing
     _compute_old_log_prob   verl   log pi_old of every token, prefix included
     _compute_advantage             metrics; a few samples written; old_log_probs of the prefix; estimator `soup`
       _observe                     what the batch says about the history           <- PrefixSource.observe_*
@@ -17,18 +18,18 @@ One step, in the order it runs (`verl` marks stages that are verl's, untouched):
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from tensordict import NonTensorData, NonTensorStack, TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
@@ -36,10 +37,10 @@ from verl.utils.debug import marked_timer
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from soup_verl import batch as batches
-from soup_verl import checkpoint, core_algos, register, sample_log
+from soup_verl import checkpoint, core_algos, register, resume, sample_log
 from soup_verl.actor_worker import PREFIX_CORRECTION, SHAPED_GAMMA, SUM_PREFIX, SoupActorWorker
 from soup_verl.batch import BatchData, items
-from soup_verl.config import ConfigError, PortableError, ScheduleConfig, SoupConfig
+from soup_verl.config import PortableError, ScheduleConfig, SoupConfig
 from soup_verl.history import CollapseWatch, PrefixSource, build_source
 from soup_verl.metrics import StepBatch, finish_update_metrics, prefix_kl_by_age, prefix_kl_metrics, step_metrics
 from soup_verl.mixing import MixingPlanner, Schedule, SolvedRates
@@ -83,6 +84,7 @@ class SoupTrainer(PPOTrainerSync):
         self._collapse = CollapseWatch(self._soup.kl_control.min_prefix_kl, self._soup.kl_control.patience)
         self._source: PrefixSource | None = None
         self._skipped_steps = 0
+        self._place_of_uid: dict[str, int] = {}
         super().__init__(config)
 
     # ------------------------------ set up ------------------------------
@@ -161,6 +163,7 @@ class SoupTrainer(PPOTrainerSync):
         return batch
 
     def _submit_batch_to_rollout(self, batch: TensorDict) -> int:
+        self._place_of_uid |= zip(items(batch["uid"]), itertools.count(len(self._place_of_uid)))
         submitted = super()._submit_batch_to_rollout(batch)
         if self._source:
             self._source.after_submit(self.global_steps)
@@ -174,6 +177,8 @@ class SoupTrainer(PPOTrainerSync):
         super().on_sample_end()
 
     def _balance_batch(self, batch: KVBatchMeta, *args: Any, **kwargs: Any) -> KVBatchMeta:
+        batches.sort_rows(batch, self._place_of_uid)
+        self._place_of_uid.clear()  # nothing is under way any more
         batch = super()._balance_batch(batch, *args, **kwargs)
         if self._soup.mixing:
             batches.mark_padding_unmixed(batch)
@@ -326,19 +331,25 @@ class SoupTrainer(PPOTrainerSync):
     # ------------------------------ checkpoints ------------------------------
 
     def _save_checkpoint(self) -> None:
-        super()._save_checkpoint()
         folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
+        try:
+            super()._save_checkpoint()
+            self._save_history(folder)
+        except Exception as error:
+            raise checkpoint.CheckpointNotWritten(folder, getattr(error, "cause", None) or error) from error
+        checkpoint.prune(folder)
+
+    def _save_history(self, folder: Path) -> None:
         checkpoint.write(
             folder,
             state={
                 "step": self.global_steps,
-                "settings": self._history_settings(),
+                "settings": resume.history_settings(self._soup, self.config),
                 "low_kl_steps": self._collapse.low_steps,
             },
             write_history=self._write_history,
             include_verl=not self.config.actor_rollout_ref.actor.get("checkpoint", {}).get("async_save", False),
         )
-        checkpoint.prune(folder)
 
     def _write_history(self, folder: Path) -> None:
         if self._source:
@@ -346,66 +357,29 @@ class SoupTrainer(PPOTrainerSync):
             (folder / SOLVED_RATES).write_text(json.dumps(self._solved.rates))
 
     def _load_checkpoint(self) -> None:
-        folder = self._checkpoint_to_resume()
-        with self._resume_from(folder):
+        folder = resume.checkpoint_to_resume(self.config.trainer)
+        state = None
+        if folder is not None:
+            resume.check_weights(folder, self.config)
+            state = self._stored_state(folder)
+        with resume.only_from(folder, self.config.trainer):
             super()._load_checkpoint()
-        if folder is None or self._source is None:
-            return
+        if folder is not None and state is not None:
+            assert self._source is not None
+            self._collapse.low_steps = state["low_kl_steps"]
+            self._solved.rates.update(json.loads((folder / checkpoint.FOLDER / SOLVED_RATES).read_text()))
+            self._source.load(folder / checkpoint.FOLDER)
+
+    def _stored_state(self, folder: Path) -> dict[str, Any] | None:
+        """What the checkpoint says of its history; None if this run or the checkpoint has none."""
+        if self._source is None:
+            return None
         if not (folder / checkpoint.FOLDER).exists():
             logger.warning("%s has no history of SOUP: it starts anew", folder)
-            return
-        state = checkpoint.read_state(folder)
-        settings = state["settings"]
-        for key, value in self._history_settings().items():
-            if settings.get(key) != value:
-                raise ConfigError(key, value, f"{settings.get(key)!r}, as in {folder}", "Keep it, or start a new run.")
-        self._collapse.low_steps = state["low_kl_steps"]
-        self._solved.rates.update(json.loads((folder / checkpoint.FOLDER / SOLVED_RATES).read_text()))
-        self._source.load(folder / checkpoint.FOLDER)
-
-    def _history_settings(self) -> dict[str, Any]:
-        """Settings that a stored history depends on."""
-        soup = self._soup
-        of_source = {"soup.lookahead.age": list(soup.lookahead.ages)} if soup.source == "lookahead" else {}
-        return of_source | {
-            "soup.mixed_fraction": soup.mixed_fraction,
-            "soup.source": soup.source,
-            "soup.when": soup.when,
-            "soup.position": soup.position,
-            "soup.seed": soup.seed,
-            "soup.prefix_length": asdict(soup.prefix_length),
-            "actor_rollout_ref.rollout.n": self.config.actor_rollout_ref.rollout.n,
-            "data.train_batch_size": self.config.data.train_batch_size,
-        }
-
-    def _checkpoint_to_resume(self) -> Path | None:
-        """The checkpoint `trainer.resume_mode` asks for; torn ones are refused with their path."""
-        trainer = self.config.trainer
-        if trainer.resume_mode == "resume_path":
-            folder = Path(trainer.resume_from_path).absolute()
-            if (folder / checkpoint.FOLDER).exists():
-                checkpoint.verify(folder)
-            return folder
-        if trainer.resume_mode != "auto":
             return None
-        root = Path(trainer.default_local_dir).absolute()
-        newest, refused = checkpoint.newest_intact(root)
-        for error in refused:
-            logger.warning("checkpoint refused: %s", error)
-        if newest is None and (root / "latest_checkpointed_iteration.txt").exists():
-            raise ValueError(f"no intact checkpoint under {root}; newest: {refused[0] if refused else 'none'}")
-        return newest
-
-    @contextmanager
-    def _resume_from(self, folder: Path | None) -> Iterator[None]:
-        """verl's resume settings for one call: exactly this checkpoint, or none."""
-        trainer = self.config.trainer
-        asked = (trainer.resume_mode, trainer.resume_from_path)
-        with open_dict(trainer):
-            trainer.resume_mode = "resume_path" if folder else "disable"
-            trainer.resume_from_path = str(folder) if folder else None
-            yield
-            trainer.resume_mode, trainer.resume_from_path = asked
+        state = checkpoint.read_state(folder)
+        resume.check_history(folder, state["settings"], resume.history_settings(self._soup, self.config))
+        return state
 
 
 def _schedule(start: float, settings: ScheduleConfig, last_step: int) -> Schedule:

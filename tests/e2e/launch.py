@@ -1,10 +1,10 @@
 """Real runs of the recipe on the CPU platform, each in a process and a Ray cluster of its own."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,11 +108,16 @@ def execute(
     command: list[str],
     folder: Path,
     *,
-    kill_when: Path | None = None,
-    kill_after: float = 0.0,
+    fault: Callable[[Path, int], bool] | None = None,
     environment: dict[str, str] | None = None,
+    limit: float = LIMIT,
 ) -> tuple[int, str]:
-    """Exit code and output of a command; SIGKILL comes `kill_after` seconds after the file `kill_when` appears."""
+    """Exit code and output of a command.
+
+    Args:
+        fault: called with `folder` and the process's id, ten times a second until it returns true.
+        limit: seconds after which the command is ended, and the test with it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     log, started = folder / f"output.{len(list(folder.glob('output.*')))}.txt", time.monotonic()
     with log.open("w") as file:
@@ -133,19 +138,15 @@ def execute(
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
         )
-        try:
-            while process.poll() is None and time.monotonic() - started < LIMIT:
-                if kill_when is not None and kill_when.exists():
-                    time.sleep(kill_after)
-                    process.send_signal(signal.SIGKILL)
-                    break
-                time.sleep(0.1)
-            code = process.wait(timeout=1 if process.poll() is None and kill_when is None else 30)
-        except subprocess.TimeoutExpired:
+        while process.poll() is None and time.monotonic() - started < limit:
+            if fault is not None and fault(folder, process.pid):
+                fault = None
+            time.sleep(0.1)
+        if process.poll() is None:
             process.terminate()
             process.wait(timeout=30)
-            raise AssertionError(f"longer than {LIMIT} s; its end:\n{log.read_text()[-3000:]}") from None
-    return code, log.read_text()
+            raise AssertionError(f"longer than {limit} s; its end:\n{log.read_text()[-3000:]}")
+    return process.returncode, log.read_text()
 
 
 def survivors(folder: Path, within: float = 60.0) -> list[str]:

@@ -1,4 +1,5 @@
-"""The real trainer with one eye more: after every step it writes what the step trained on to a file.
+"""The real trainer with one eye more: after every step it writes what the step trained on to a file, and at every stage
+which one it is.
 
 Imported in the task runner through SOUP_IMPORT; chosen by `trainer.v1.trainer_mode`.
 """
@@ -9,6 +10,7 @@ import torch
 import transfer_queue as tq
 from verl.trainer.ppo.v1 import register_trainer
 
+from soup_verl.batch import items, sort_rows
 from soup_verl.cpu.training import CpuSoupTrainer, CpuSyncTrainer
 
 FIELDS = [
@@ -26,19 +28,41 @@ FIELDS = [
 ]
 
 
-class Probe:
+class Stages:
+    """Mixin: the file `stage` in the run's folder says where the run is, as `STEP STAGE`."""
+
+    def _enter(self, stage):
+        (Path(self.config.trainer.default_local_dir) / "stage").write_text(f"{self.global_steps} {stage}")
+
+    def _submit_batch_to_rollout(self, batch):
+        self._enter("rollout")
+        return super()._submit_batch_to_rollout(batch)
+
+    def on_sample_end(self):
+        self._enter("prefixes")
+        super().on_sample_end()
+
+    def _compute_old_log_prob(self, batch, metrics):
+        self._enter("log_probs")
+        return super()._compute_old_log_prob(batch, metrics)
+
+    def _update_actor(self, batch, metrics):
+        self._enter("update")
+        return super()._update_actor(batch, metrics)
+
+    def _save_checkpoint(self):
+        self._enter("checkpoint")
+        super()._save_checkpoint()
+
+    def on_step_end(self):
+        self._enter("weights")
+        super().on_step_end()
+
+
+class Probe(Stages):
     """Mixin: `steps/step_N.pt` in the run's folder, a list of rows sorted by (index, session)."""
 
     recomputed = None
-
-    def _balance_batch(self, batch, *args, **kwargs):
-        """Rows in the order of the data set: verl's own order is that of arrival, and sums depend on it."""
-        stored = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["index"])
-        place = [
-            (int(getattr(i, "data", i)), key.split("_")[1]) for i, key in zip(stored["index"], batch.keys, strict=True)
-        ]
-        batch.reorder(sorted(range(len(place)), key=place.__getitem__))
-        return super()._balance_batch(batch, *args, **kwargs)
 
     def _compute_old_log_prob(self, batch, metrics):
         batch = super()._compute_old_log_prob(batch, metrics)
@@ -71,4 +95,12 @@ class ProbedSoupTrainer(Probe, CpuSoupTrainer):
 
 @register_trainer("probed_sync_cpu")
 class ProbedSyncTrainer(Probe, CpuSyncTrainer):
-    pass
+    """verl's own, but for the order of its rows, which is that of their arrival, and sums depend on it."""
+
+    def _submit_batch_to_rollout(self, batch):
+        self._uids = items(batch["uid"])
+        return super()._submit_batch_to_rollout(batch)
+
+    def _balance_batch(self, batch, *args, **kwargs):
+        sort_rows(batch, {uid: place for place, uid in enumerate(self._uids)})
+        return super()._balance_batch(batch, *args, **kwargs)

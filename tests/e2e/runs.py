@@ -4,15 +4,18 @@ runs."""
 import json
 import secrets
 import shutil
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.e2e import examples
 from tests.e2e.cluster import TwoNodes
-from tests.e2e.launch import LIMIT, PREFIXES, ROOT, Run, launch, launch_series, survivors
+from tests.e2e.launch import LIMIT, PREFIXES, ROOT, Run, launch, launch_series
+from tests.faults.kills import Kill, killed_run
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,8 @@ class Launch:
     """One start of processes: the names of the runs it makes, and how."""
 
     names: tuple[str, ...]
-    make: Callable[[Path, Path], dict[str, Run]]
-    """(assets, folder) -> the finished runs by name; each lies in the subfolder of its name."""
+    make: Callable[[Path, Path], dict[str, Run | None]]
+    """(assets, folder) -> the finished runs by name, each in the subfolder of its name; None: not possible here."""
 
 
 def _single(name: str, make: Callable[[Path, Path], Run]) -> Launch:
@@ -88,13 +91,32 @@ def _series_runs(assets: Path | None) -> dict[str, tuple[str, ...]]:
 
 # Snapshots: kept policies are real copies, and prefixes come from them.
 _SNAPSHOT = (*PREFIXES, "soup.source=snapshot", "soup.snapshot.capacity=2", "trainer.save_freq=1", f"{STEPS}4")
-_OFFLOAD = _alone(
-    "snapshot_fsdp2",
-    *_SNAPSHOT,
-    "actor_rollout_ref.actor.fsdp_config.param_offload=true",
-    "actor_rollout_ref.actor.fsdp_config.optimizer_offload=true",
-    "trainer.test_freq=2",
-)
+
+
+def _offload(assets: Path, folder: Path) -> dict[str, Run | None]:
+    """FSDP2 with offloading, and a run whose second checkpoint does not fit on its disk."""
+    runs = {"snapshot_fsdp2": (*_SNAPSHOT, "trainer.test_freq=2")}
+    offload = [f"actor_rollout_ref.actor.fsdp_config.{what}_offload=true" for what in ("param", "optimizer")]
+    with small_disk(folder / "disk_full", kilobytes=2500) as mounted:
+        if mounted:
+            runs["disk_full"] = (*PREFIXES, f"{STEPS}3", "trainer.save_freq=1")
+        made = launch_series(assets, folder, runs, *offload)
+        if mounted:
+            made["disk_full"].folder = Path(shutil.copytree(folder / "disk_full", folder / "disk_full_after"))
+    return {"disk_full": None} | made
+
+
+@contextmanager
+def small_disk(folder: Path, *, kilobytes: int) -> Iterator[bool]:
+    """A file system of this size at `folder`; false where none may be mounted."""
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
+    mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(folder)], check=True)
 
 
 def _fsdp(assets: Path, folder: Path) -> dict[str, Run]:
@@ -112,9 +134,14 @@ def _fsdp(assets: Path, folder: Path) -> dict[str, Run]:
 
 
 def _resumed(assets: Path, folder: Path) -> Run:
-    """SIGKILLed in the middle of step 4, left with a newer checkpoint that is torn, and resumed."""
-    killed = launch(assets, folder, *_SIX, kill_when=folder / "global_step_3/soup/manifest.json", kill_after=0.2)
-    (folder / "killed.json").write_text(json.dumps({"code": killed.code, "survivors": survivors(folder, within=90)}))
+    """Killed before its first checkpoint and twice after it, left with a newer checkpoint that is torn, and resumed."""
+    kills = (
+        Kill("FSDP worker", step=2, stage="update", delay=0.0),
+        Kill("vLLM engine", step=4, stage="rollout", delay=0.1),
+        Kill("driver", step=4, stage="rollout", delay=0.2),
+    )
+    killed = [killed_run(assets, folder, kill, *_SIX) for kill in kills]
+    (folder / "killed.json").write_text(json.dumps(killed))
     torn = folder / "global_step_4"
     shutil.rmtree(torn, ignore_errors=True)
     shutil.copytree(folder / "global_step_3", torn)
@@ -188,6 +215,6 @@ LAUNCHES = (  # the longest first
     _single("resumed", _resumed),
     Launch(("snapshot_fsdp", "snapshot_resumed", "reward_raises"), _fsdp),
     Launch(("two_ranks", "reward_is_nan"), _two_ranks),
-    _OFFLOAD,
+    Launch(("snapshot_fsdp2", "disk_full"), _offload),
     _VERL_GRPO,
 )

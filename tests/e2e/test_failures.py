@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from soup_verl import checkpoint
 from tests.e2e.launch import ROOT, command, survivors
 
 
@@ -39,6 +40,19 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights_and_ends_the_ru
     start = load_file(failed.folder.parents[1] / "assets" / "model" / "model.safetensors")
     for name, tensor in failed.weights(1).items():
         assert torch.equal(tensor, start[name]), name
+
+
+@pytest.mark.runs("disk_full")
+def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before_it(run):
+    failed = run("disk_full")
+    if failed is None:
+        pytest.skip("no file system may be mounted here")
+    assert failed.code == 1
+    last = failed.output.strip().splitlines()[-1]
+    assert last.startswith("error: CheckpointNotWritten: ") and "GB are free on its disk" in last
+    assert "global_step_2" in last
+    newest, refused = checkpoint.newest_intact(failed.folder)
+    assert newest == failed.folder / "global_step_1" and len(refused) == 1
 
 
 def refused(assets, folder, *overrides):

@@ -183,6 +183,14 @@ def test_tokens_that_verl_had_masked_stay_masked(stored):
     assert mixed["response_mask"].tolist() == [0, 0, 0, 1]
 
 
+def test_rows_stand_in_the_order_of_their_prompts_and_sessions():
+    keys = ["b_10_0", "a_1_0", "b_2_0", "a_0_1", "a_0_0"]
+    batch = KVBatchMeta(partition_id="train", keys=keys, tags=[{"seq_len": i} for i in range(5)])
+    batches.sort_rows(batch, {"a": 7, "b": 3})
+    assert batch.keys == ["b_2_0", "b_10_0", "a_0_0", "a_0_1", "a_1_0"]
+    assert [tag["seq_len"] for tag in batch.tags] == [2, 0, 4, 3, 1]
+
+
 def test_padding_rows_get_our_fields_with_their_own_length_and_no_prefix(stored):
     copied = row([5], prefix_mask=torch.tensor([1, 1, 0], dtype=torch.int8), policy_version=torch.tensor(3))
     batch, queue = stored([row([5, 6, 2], **MIXED), copied], [{}, PADDING])

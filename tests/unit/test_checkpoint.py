@@ -2,6 +2,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from soup_verl import checkpoint
 from soup_verl.checkpoint import TornCheckpoint
@@ -10,7 +11,7 @@ from soup_verl.checkpoint import TornCheckpoint
 def write(folder, *, include_verl=True, history=b"prefixes"):
     """A checkpoint as a run leaves it: verl's two files, then ours."""
     (folder / "actor").mkdir(parents=True, exist_ok=True)
-    (folder / "actor" / "model.pt").write_bytes(b"weights")
+    torch.save({"weight": torch.arange(100.0)}, folder / "actor" / "model.pt")
     (folder / "data.pt").write_bytes(b"loader")
     checkpoint.write(
         folder,
@@ -46,7 +47,7 @@ def test_what_was_written_verifies_and_its_state_is_read_back(saved):
 def test_the_manifest_lists_every_file(saved):
     files = json.loads((saved / "soup" / "manifest.json").read_text())["files"]
     assert set(files) == {"soup/history.bin", "soup/state.json", "actor/model.pt", "data.pt"}
-    assert files["actor/model.pt"] == {"bytes": 7}
+    assert files["actor/model.pt"]["bytes"] == (saved / "actor" / "model.pt").stat().st_size
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,8 @@ def test_the_manifest_lists_every_file(saved):
         ("soup/state.json", lambda p: p.unlink()),
         ("actor/model.pt", drop_last_byte),
         ("actor/model.pt", lambda p: p.unlink()),
+        ("actor/model.pt", flip_bit),
+        ("data.pt", flip_bit),
         ("data.pt", lambda p: p.write_bytes(b"")),
     ],
 )
@@ -71,6 +74,22 @@ def test_damage_is_refused_by_the_files_path(saved, file, damage):
     with pytest.raises(TornCheckpoint) as caught:
         checkpoint.verify(saved)
     assert str(caught.value).startswith(f"{saved / file}: ")
+
+
+def test_a_flipped_bit_in_a_large_file_of_verls_is_found_by_torchs_own_checksums(tmp_path, monkeypatch):
+    """No bit of a tensor can flip unseen; a bit of padding or of a date may."""
+    monkeypatch.setattr(checkpoint, "_SMALL", 0)
+    folder = write(tmp_path / "global_step_3")
+    model = folder / "actor" / "model.pt"
+    assert "crc32" not in json.loads((folder / "soup" / "manifest.json").read_text())["files"]["actor/model.pt"]
+    checkpoint.verify(folder)
+    intact = model.read_bytes()
+    start = intact.find(torch.arange(100.0).numpy().tobytes())
+    assert start > 0
+    for i in range(start, start + 400, 7):
+        model.write_bytes(intact[:i] + bytes([intact[i] ^ 1]) + intact[i + 1 :])
+        with pytest.raises(TornCheckpoint, match="model.pt: its checksum"):
+            checkpoint.verify(folder)
 
 
 def test_any_flipped_bit_in_the_manifest_is_harmless_or_refused(saved):

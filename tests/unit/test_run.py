@@ -55,6 +55,17 @@ def test_a_refused_run_says_one_line_exits_with_1_and_keeps_the_traceback(tmp_pa
     assert "Traceback" in (tmp_path / "run" / "error.txt").read_text()
 
 
+def test_a_folder_that_cannot_be_written_is_refused_and_the_line_is_still_said(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    folder = str(tmp_path / "file" / "run")
+    with pytest.raises(ConfigError, match=r"trainer.default_local_dir='.*run': expected a folder that can be written"):
+        run.check_output_folder(folder)
+    with pytest.raises(SystemExit):
+        run.run(OmegaConf.create({"trainer": {"device": "cuda", "default_local_dir": folder}, "soup": {"x": 1}}))
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ConfigError: soup.x=1") and "no traceback in" in last
+
+
 @pytest.mark.parametrize(("device", "sent"), [("cpu", {"SOUP_IMPORT": "mine", "VERL_PLATFORM": "cpu"}), ("cuda", None)])
 def test_a_cluster_that_is_up_keeps_its_resources_and_is_told_what_the_run_needs(monkeypatch, device, sent):
     monkeypatch.setenv("SOUP_IMPORT", "mine")

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch.testing import assert_close
 
 from soup_verl import batch as batches
-from soup_verl import checkpoint, sample_log, trainer
+from soup_verl import sample_log, trainer
 from soup_verl.config import ConfigError, SoupConfig
 from soup_verl.history import CollapseWatch
 from soup_verl.metrics import StepBatch
@@ -25,63 +25,7 @@ def bare_trainer(**attributes):
     return instance
 
 
-# ---- resuming ----
-
-
-def resuming_trainer(folder, **settings):
-    config = {"trainer": {"resume_mode": "auto", "resume_from_path": None, "default_local_dir": str(folder)}}
-    config["trainer"].update(settings)
-    return bare_trainer(config=OmegaConf.create(config))
-
-
-def save(folder):
-    folder.mkdir(parents=True)
-    checkpoint.write(folder, state={"step": 1}, write_history=lambda _: None, include_verl=True)
-    return folder
-
-
-def test_auto_resumes_from_the_newest_intact_checkpoint_and_names_the_torn_one(tmp_path, caplog):
-    older, newer = save(tmp_path / "global_step_1"), save(tmp_path / "global_step_2")
-    (newer / "soup" / "state.json").unlink()
-    assert resuming_trainer(tmp_path)._checkpoint_to_resume() == older
-    assert str(newer / "soup" / "state.json") in caplog.text
-
-
-def test_auto_without_any_checkpoint_starts_anew(tmp_path):
-    assert resuming_trainer(tmp_path)._checkpoint_to_resume() is None
-
-
-def test_auto_refuses_when_verl_left_checkpoints_but_none_is_intact(tmp_path):
-    folder = save(tmp_path / "global_step_1")
-    (folder / "soup" / "manifest.json").unlink()
-    (tmp_path / "latest_checkpointed_iteration.txt").write_text("1")
-    with pytest.raises(ValueError, match="no intact checkpoint"):
-        resuming_trainer(tmp_path)._checkpoint_to_resume()
-
-
-def test_a_named_checkpoint_must_be_intact(tmp_path):
-    folder = save(tmp_path / "global_step_1")
-    instance = resuming_trainer(tmp_path, resume_mode="resume_path", resume_from_path=str(folder))
-    assert instance._checkpoint_to_resume() == folder
-    (folder / "soup" / "state.json").unlink()
-    with pytest.raises(checkpoint.TornCheckpoint):
-        instance._checkpoint_to_resume()
-
-
-def test_resuming_can_be_switched_off(tmp_path):
-    save(tmp_path / "global_step_1")
-    assert resuming_trainer(tmp_path, resume_mode="disable")._checkpoint_to_resume() is None
-
-
-def test_verl_is_told_exactly_which_checkpoint_and_gets_its_settings_back(tmp_path):
-    instance = resuming_trainer(tmp_path)
-    settings = instance.config.trainer
-    with instance._resume_from(tmp_path / "global_step_1"):
-        assert (settings.resume_mode, settings.resume_from_path) == ("resume_path", str(tmp_path / "global_step_1"))
-    assert (settings.resume_mode, settings.resume_from_path) == ("auto", None)
-    with instance._resume_from(None):
-        assert settings.resume_mode == "disable"
-    assert settings.resume_mode == "auto"
+# ---- failures ----
 
 
 def test_the_cause_of_a_failed_session_replaces_what_verl_stumbles_over():
@@ -313,9 +257,15 @@ def mixing_trainer(source, soup=None, **config):
         global_steps=4,
         config=OmegaConf.create(
             {
-                "actor_rollout_ref": {"rollout": {"n": 4}, "actor": {}},
+                "actor_rollout_ref": {"rollout": {"n": 4}, "actor": {}, "model": {"path": "/a/model"}},
                 "data": {"train_batch_size": 8},
-                "trainer": {"resume_mode": "auto", "resume_from_path": None, **config},
+                "trainer": {
+                    "resume_mode": "auto",
+                    "resume_from_path": None,
+                    "nnodes": 1,
+                    "n_gpus_per_node": 1,
+                    **config,
+                },
             }
         ),
     )

@@ -1,0 +1,124 @@
+"""Which checkpoint a run goes on from, and whether it is one of its own kind: decided before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, open_dict
+
+from soup_verl import checkpoint
+from soup_verl.config import ConfigError, SoupConfig
+
+logger = logging.getLogger(__name__)
+
+_SHAPE = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
+"""What makes two models the same to a checkpoint, as transformers names it."""
+
+
+def checkpoint_to_resume(trainer: DictConfig) -> Path | None:
+    """The checkpoint that `trainer.resume_mode` asks for; None to start anew. Damaged ones are refused by path.
+
+    Raises:
+        TornCheckpoint: `trainer.resume_from_path` is damaged.
+        ValueError: there are checkpoints, and none is intact.
+    """
+    if trainer.resume_mode == "resume_path":
+        folder = Path(trainer.resume_from_path).absolute()
+        if not folder.is_dir():
+            raise ConfigError("trainer.resume_from_path", trainer.resume_from_path, "a folder global_step_N")
+        if (folder / checkpoint.FOLDER).exists():
+            checkpoint.verify(folder)
+        return folder
+    if trainer.resume_mode != "auto":
+        return None
+    root = Path(trainer.default_local_dir).absolute()
+    newest, refused = checkpoint.newest_intact(root)
+    for error in refused:
+        logger.warning("checkpoint refused: %s", error)
+    if newest is None and (root / "latest_checkpointed_iteration.txt").exists():
+        raise ValueError(f"no intact checkpoint under {root}; newest: {refused[0] if refused else 'none'}")
+    return newest
+
+
+@contextmanager
+def only_from(folder: Path | None, trainer: DictConfig) -> Iterator[None]:
+    """verl's resume settings for one call: exactly this checkpoint, or none."""
+    asked = (trainer.resume_mode, trainer.resume_from_path)
+    with open_dict(trainer):
+        trainer.resume_mode = "resume_path" if folder else "disable"
+        trainer.resume_from_path = str(folder) if folder else None
+        yield
+        trainer.resume_mode, trainer.resume_from_path = asked
+
+
+def check_weights(folder: Path, config: DictConfig) -> None:
+    """The checkpoint's weights are those of this model, for this number of ranks.
+
+    Raises:
+        ConfigError: names the setting, what the checkpoint has, and its path.
+    """
+    model = config.actor_rollout_ref.model
+    if other := _other_shape(folder / "actor" / "huggingface" / "config.json", model):
+        raise ConfigError("actor_rollout_ref.model.path", model.path, f"a model with {other}, as in {folder}", _NEW)
+    ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node
+    files = (re.match(r"model_world_size_(\d+)_", file.name) for file in (folder / "actor").glob("model_*"))
+    saved = {int(match[1]) for match in files if match}
+    if saved and ranks not in saved:
+        key, expected = "trainer.nnodes*trainer.n_gpus_per_node", f"{min(saved)} ranks, as in {folder}"
+        raise ConfigError(key, ranks, expected, _NEW)
+
+
+def _other_shape(file: Path, model: DictConfig) -> str:
+    """What the saved configuration has and that of `model.path` has not; "" if nothing, or if nothing was saved."""
+    if not file.is_file():
+        return ""
+    from transformers import AutoConfig
+
+    saved = json.loads(file.read_text())
+    given = AutoConfig.from_pretrained(model.path, trust_remote_code=model.get("trust_remote_code", False)).to_dict()
+    differing = [key for key in _SHAPE if key in saved and key in given and saved[key] != given[key]]
+    return " and ".join(f"{key}={saved[key]} (it has {given[key]})" for key in differing)
+
+
+_NEW = "Keep it, or start a new run in another trainer.default_local_dir."
+
+
+def history_settings(soup: SoupConfig, config: DictConfig) -> dict[str, Any]:
+    """Settings that a stored history depends on, by their full keys."""
+    of_source = {"soup.lookahead.age": list(soup.lookahead.ages)} if soup.source == "lookahead" else {}
+    return of_source | {
+        "soup.mixed_fraction": soup.mixed_fraction,
+        "soup.source": soup.source,
+        "soup.when": soup.when,
+        "soup.position": soup.position,
+        "soup.seed": soup.seed,
+        "soup.prefix_length": asdict(soup.prefix_length),
+        "actor_rollout_ref.rollout.n": config.actor_rollout_ref.rollout.n,
+        "data.train_batch_size": config.data.train_batch_size,
+    }
+
+
+def check_history(folder: Path, stored: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """The stored history is one that these settings would have made.
+
+    Raises:
+        ConfigError: names the setting, the checkpoint's value and its path.
+    """
+    for key, value in present.items():
+        if stored.get(key) != value:
+            raise ConfigError(key, value, f"{stored.get(key)!r}, as in {folder}", _NEW)

@@ -1,0 +1,100 @@
+"""Ends a run when a process of it has died: what waits for a dead process may wait for ever.
+
+verl's workers, agent loops, servers and storage units are Ray actors, and Ray's table of actors says which have died. A
+thread of the task runner reads it; a death interrupts the main thread, whatever that is waiting for, and the run ends
+with an error that names the process. What is no actor is watched by the actor that started it: vLLM's server reports
+the death of its engine.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray._private import state  # `ray.util.state` needs the dashboard
+
+from soup_verl.config import PortableError
+
+logger = logging.getLogger(__name__)
+
+PERIOD = 2.0
+"""Seconds between two looks."""
+INTERRUPTIONS = 10
+"""How often the main thread is interrupted, once a period, before the process is ended."""
+UNWANTED = ("WORKER_DIED", "NODE_DIED")
+"""Ray's names for the deaths that nobody asked for."""
+
+
+class ActorDied(PortableError):
+    """A process of the run died."""
+
+
+@contextmanager
+def end_when_an_actor_dies() -> Iterator[None]:
+    """In the main thread of a Ray worker: raise `ActorDied` when an actor of this job dies while the block runs.
+
+    An error of the block that comes of a death says so, too.
+
+    Raises:
+        ActorDied: names the actor, its process and its node.
+    """
+    ended, died = threading.Event(), list[str]()
+
+    def interrupt(signum: int, frame: Any) -> None:
+        if not ended.is_set():
+            raise ActorDied(died[0])
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    thread = threading.Thread(target=_watch, args=(ended, died), name="soup-actor-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    except ActorDied:
+        raise
+    except Exception as error:
+        ended.wait(0 if died else PERIOD)  # the table may be a little behind
+        if found := died or deaths():
+            raise ActorDied(found[0]) from error
+        raise
+    finally:
+        ended.set()
+        signal.signal(signal.SIGUSR1, before)
+
+
+def _watch(ended: threading.Event, died: list[str]) -> None:
+    while not died and not ended.wait(PERIOD):
+        died += deaths()
+    for _ in range(INTERRUPTIONS):
+        if ended.is_set():
+            return
+        logger.error("%s: ending the run", died[0])
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        ended.wait(PERIOD)
+    if not ended.is_set():
+        sys.stderr.write(f"error: {died[0]}; the task runner could not be interrupted\n")
+        os._exit(1)
+
+
+def deaths() -> list[str]:
+    """What to say of each actor of this job whose death nobody asked for."""
+    job = ray.get_runtime_context().get_job_id()
+    found = []
+    for actor in state.actors(actor_state_name="DEAD").values():
+        cause = actor["DeathCause"].actor_died_error_context
+        reason = cause.DESCRIPTOR.enum_types_by_name["Reason"].values_by_number[cause.reason].name
+        if actor["JobID"] == job and reason in UNWANTED:
+            found.append(_line(actor, cause.error_message))
+    return found
+
+
+def _line(actor: dict[str, Any], message: str) -> str:
+    name = " ".join(filter(None, [actor["ActorClassName"], actor["Name"]]))
+    address = actor["Address"]["IPAddress"]
+    return f"{name} (process {actor['Pid']} on {address}) died: {' '.join(message.split())}"

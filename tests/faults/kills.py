@@ -1,0 +1,199 @@
+"""SIGKILL to one process of a real run at a seeded moment, and what becomes of the run.
+
+    python -m tests.faults.kills --kills 30 --seed 0 --out runs/kills
+
+One run, killed again and again, each time in another process and at another stage, and resumed from its last checkpoint
+until it comes to its end. `kills.json` in --out has every kill: it is written after each, so a harness that is stopped
+goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tests.e2e import assets
+from tests.e2e.launch import PREFIXES, launch, processes_with, survivors
+
+TARGETS = {
+    "driver": r"recipe\.soup\.main_soup",
+    "task runner": r"^ray::\w*TaskRunner",
+    "FSDP worker": r"^ray::WorkerDict",
+    "vLLM engine": r"^VLLM::EngineCore",
+    "agent loop worker": r"^ray::SoupAgentLoopWorker",
+    "storage unit": r"^ray::SimpleStorageUnit",
+    "raylet": r"/raylet/raylet ",
+}
+"""What can be killed, and how its command line looks."""
+
+NAMED = {
+    "driver": "",  # it can say no more
+    "task runner": "TaskRunner",
+    "FSDP worker": "WorkerDict",
+    "vLLM engine": "[Ee]ngine",
+    "agent loop worker": "SoupAgentLoopWorker",
+    "storage unit": "SimpleStorageUnit",
+    "raylet": "[Rr]aylet|node",
+}
+"""What the last line of output must say of it."""
+
+STAGES = ("rollout", "prefixes", "log_probs", "update", "checkpoint", "weights")
+"""What `tests.e2e.probe` says of where a run is, in the order of a step."""
+
+END = 60.0
+"""Seconds after a kill within which the run must have ended."""
+
+
+@dataclass
+class Kill:
+    """A fault for `tests.e2e.launch.execute`: SIGKILL, `delay` seconds after the run enters a stage.
+
+    Args:
+        target: one of `TARGETS`.
+        step, stage: from this step on, the first time the run is seen in this stage; tiny runs may be too quick to be
+            seen in every stage of a given step.
+        delay: seconds.
+        at: `time.monotonic()` of the kill; None before.
+    """
+
+    target: str
+    step: int
+    stage: str
+    delay: float
+    at: float | None = None
+
+    def __call__(self, folder: Path, driver: int) -> bool:
+        step, _, stage = _read(folder / "stage").partition(" ")
+        if not step.isdigit() or int(step) < self.step or stage != self.stage:
+            return False
+        time.sleep(self.delay)
+        found = [driver] if self.target == "driver" else self._processes(folder)
+        if not found:
+            return False
+        self.at = time.monotonic()
+        os.kill(found[0], signal.SIGKILL)
+        return True
+
+    def _processes(self, folder: Path) -> list[int]:
+        running = processes_with(f"SOUP_TEST_MARK={folder}")
+        return [pid for pid in running if re.search(TARGETS[self.target], command_line(pid))]
+
+
+def command_line(process: int) -> str:
+    """Of a process, with blanks between the arguments; "" if it has ended."""
+    return _read(Path("/proc") / str(process) / "cmdline").replace("\0", " ")
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def killed_run(made: Path, folder: Path, kill: Kill, *overrides: str) -> dict:
+    """Run until the kill has ended it; says how it ended.
+
+    Returns:
+        The kill's settings; `code`; `seconds` from the kill to the end; `last_line` of output; `named`: whether that
+        says what died; `survivors`: command lines of processes that were left 90 seconds later; `steps`: the newest
+        checkpoint.
+    """
+    (folder / "stage").unlink(missing_ok=True)
+    run = launch(made, folder, *overrides, fault=kill, limit=600)
+    ended = time.monotonic()
+    said = run.output.strip().splitlines()[-1:] or [""]
+    newest = _read(folder / "latest_checkpointed_iteration.txt")
+    return {
+        **{key: value for key, value in asdict(kill).items() if key != "at"},
+        "code": run.code,
+        "seconds": round(ended - kill.at, 1) if kill.at else None,
+        "last_line": said[0],
+        "named": bool(re.search(NAMED[kill.target], said[0])),
+        "survivors": survivors(folder, within=90),
+        "steps": int(newest) if newest else 0,
+    }
+
+
+def complaints(outcome: dict) -> list[str]:
+    """What is wrong with the way a run ended."""
+    found = []
+    if outcome["seconds"] is None:
+        return ["it ended by itself"]
+    if outcome["seconds"] > END:
+        found.append(f"it ended {outcome['seconds']} s after the kill")
+    if outcome["code"] == 0:
+        found.append("exit code 0")
+    if not outcome["named"]:
+        found.append("the last line does not name what died")
+    if outcome["survivors"]:
+        found.append(f"{len(outcome['survivors'])} processes are left")
+    return found
+
+
+def plan(seed: int) -> Iterator[tuple[str, str, float, int]]:
+    """For ever: a target, a stage, a delay in seconds, and how many steps after the last checkpoint.
+
+    Every target comes once before one comes again.
+    """
+    draw = random.Random(seed)
+    while True:
+        for target in draw.sample(list(TARGETS), len(TARGETS)):
+            yield target, draw.choice(STAGES), draw.uniform(0, 0.6), draw.randint(1, 3)
+
+
+def unfair_epochs(folder: Path, steps: int) -> list[int]:
+    """Epochs of three steps in which a prompt was not trained exactly once."""
+    import torch
+
+    seen: dict[int, list[int]] = {}
+    for step in range(1, steps + 1):
+        rows = torch.load(folder / "steps" / f"step_{step}.pt", weights_only=False)["rows"]
+        seen.setdefault((step - 1) // 3, []).extend({int(row["index"]) for row in rows})
+    return [epoch for epoch, indices in seen.items() if sorted(indices) != list(range(24))]
+
+
+def main() -> None:
+    """Kill, resume, and say what happened."""
+    parser = argparse.ArgumentParser(description="Kill processes of a real run at seeded moments.")
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    out = arguments.out.absolute()
+    if not (out / "assets").exists():
+        assets.make(out / "assets")
+    file = out / "kills.json"
+    done = json.loads(file.read_text()) if file.exists() else []
+    steps = 3 * (arguments.kills + 1)  # whole epochs, and enough for any plan
+    settings = (*PREFIXES, f"trainer.total_training_steps={steps}", "trainer.save_freq=1")
+    settings += ("trainer.max_actor_ckpt_to_keep=3", "actor_rollout_ref.actor.optim.lr=3e-5")
+    for number, (target, stage, delay, ahead) in enumerate(plan(arguments.seed)):
+        if number >= arguments.kills:
+            break
+        if number < len(done):
+            continue
+        last = done[-1]["steps"] if done else 0
+        kill = Kill(target, min(last + ahead, steps - 1), stage, delay)
+        outcome = killed_run(out / "assets", out / "run", kill, *settings)
+        done.append(outcome | {"complaints": complaints(outcome)})
+        file.write_text(json.dumps(done, indent=1) + "\n")
+        print(json.dumps({k: v for k, v in done[-1].items() if k != "survivors"}), flush=True)
+    final = launch(out / "assets", out / "run", *settings)
+    unfair = unfair_epochs(out / "run", steps) if final.code == 0 else None
+    bad = [outcome for outcome in done if outcome["complaints"]]
+    print(f"{len(done)} kills, {len(bad)} with complaints; final run: code {final.code}, unfair epochs: {unfair}")
+    sys.exit(bool(bad or final.code or unfair))
+
+
+if __name__ == "__main__":
+    main()
