@@ -45,14 +45,14 @@ def end_when_an_actor_dies() -> Iterator[None]:
     Raises:
         ActorDied: names the actor, its process and its node.
     """
-    ended, died = threading.Event(), list[str]()
+    ended, died, earlier = threading.Event(), list[str](), frozenset(deaths())
 
     def interrupt(signum: int, frame: Any) -> None:
         if not ended.is_set():
             raise ActorDied(died[0])
 
-    before = signal.signal(signal.SIGUSR1, interrupt)
-    thread = threading.Thread(target=_watch, args=(ended, died), name="soup-actor-watch", daemon=True)
+    handler = signal.signal(signal.SIGUSR1, interrupt)
+    thread = threading.Thread(target=_watch, args=(ended, died, earlier), name="soup-actor-watch", daemon=True)
     thread.start()
     try:
         yield
@@ -60,17 +60,21 @@ def end_when_an_actor_dies() -> Iterator[None]:
         raise
     except Exception as error:
         ended.wait(0 if died else PERIOD)  # the table may be a little behind
-        if found := died or deaths():
+        if found := died or _since(earlier):
             raise ActorDied(found[0]) from error
         raise
     finally:
         ended.set()
-        signal.signal(signal.SIGUSR1, before)
+        signal.signal(signal.SIGUSR1, handler)
 
 
-def _watch(ended: threading.Event, died: list[str]) -> None:
+def _since(earlier: frozenset[str]) -> list[str]:
+    return [death for death in deaths() if death not in earlier]
+
+
+def _watch(ended: threading.Event, died: list[str], earlier: frozenset[str]) -> None:
     while not died and not ended.wait(PERIOD):
-        died += deaths()
+        died += _since(earlier)
     for _ in range(INTERRUPTIONS):
         if ended.is_set():
             return

@@ -1,0 +1,62 @@
+"""A real Ray cluster of a few processes, and actors that die."""
+
+import os
+import signal
+import time
+
+import pytest
+import ray
+
+from soup_verl.watch import ActorDied, deaths, end_when_an_actor_dies
+
+pytestmark = [pytest.mark.e2e, pytest.mark.contract]  # of Ray's table of actors
+
+
+@ray.remote(num_cpus=0)
+class Sleeper:
+    def pid(self):
+        return os.getpid()
+
+    def sleep(self, seconds):
+        time.sleep(seconds)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=100_000_000)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def sleeper(request):
+    actor = Sleeper.options(name=request.node.name).remote()
+    return actor, ray.get(actor.pid.remote())
+
+
+def test_without_a_death_the_block_ends_as_it_would():
+    with end_when_an_actor_dies():
+        time.sleep(0.1)
+    with pytest.raises(KeyError, match="own"), end_when_an_actor_dies():
+        raise KeyError("own")
+
+
+def test_an_actor_that_is_asked_to_go_is_no_death(sleeper):
+    actor, _ = sleeper
+    ray.kill(actor)
+    time.sleep(1)
+    assert deaths() == []
+
+
+@pytest.mark.parametrize(
+    "wait", [lambda actor: time.sleep(60), lambda actor: ray.get(actor.sleep.remote(60))], ids=["anything", "the dead"]
+)
+def test_a_wait_is_interrupted_and_the_error_names_what_died(request, sleeper, wait):
+    before, started = signal.getsignal(signal.SIGUSR1), time.monotonic()
+    with pytest.raises(ActorDied) as caught, end_when_an_actor_dies():
+        actor, pid = sleeper
+        os.kill(pid, signal.SIGKILL)
+        wait(actor)
+    assert time.monotonic() - started < 20
+    assert str(caught.value).startswith(f"Sleeper {request.node.name} (process {pid} on ")
+    assert signal.getsignal(signal.SIGUSR1) is before
