@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,18 @@ def _points(grid: dict[str, Any], task: str, name: str, method: dict[str, Any]) 
         yield Point(task, name, method["side"], method["title"], knob, value, varied)
 
 
+def chosen(points: Sequence[Point], names: Sequence[str] | None) -> list[Point]:
+    """The points of these names, all without.
+
+    Raises:
+        ValueError: there is none of a name.
+    """
+    known = {point.name: point for point in points}
+    if unknown := [name for name in names or () if name not in known]:
+        raise ValueError(f"--points {unknown[0]}: expected some of {', '.join(known)}")
+    return [known[name] for name in names] if names else list(points)
+
+
 def run_points(todo: list[tuple[Point, int]], assets: Path, out: Path) -> None:
     """Run each (point, seed) that is not finished; one line each, with the time left."""
     from benchmarks.run_inputs import Assets, nested, parse_settings  # torch: only where something is run
@@ -110,7 +122,7 @@ def main() -> None:
     parser.add_argument("--assets", type=Path, required=True, help="folder with one folder a task, from prepare")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tasks", nargs="+", required=True)
-    parser.add_argument("--methods", nargs="+", help="only these methods")
+    parser.add_argument("--points", nargs="+", help="only these, as --list names them; default all")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0, help="fresh seeds for a confirmation")
     parser.add_argument("--shard", default="0/1", help="this worker's share, counted from 0: 0/2 or 1/2")
@@ -118,8 +130,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.nice(19 - os.nice(0))
     try:
-        points = [point for task in arguments.tasks for point in read_points(arguments.grid, task)]
-        points = [p for p in points if not arguments.methods or p.method in arguments.methods]
+        points = [p for task in arguments.tasks for p in chosen(read_points(arguments.grid, task), arguments.points)]
         seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
         share, shares = map(int, arguments.shard.split("/"))
         todo = [(point, seed) for seed in seeds for point in points][share::shares]

@@ -14,14 +14,13 @@ import argparse
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from benchmarks.grid import GRID, Point, folder_of, read_points
+from benchmarks.grid import GRID, Point, chosen, folder_of, read_points
 from benchmarks.run_inputs import Assets, RunSettings, nested, parse_settings
 from benchmarks.sampling import summarize
 from benchmarks.simulate import RESULT, assignments, summary
@@ -162,18 +161,6 @@ def _run_task(task: str, arguments: argparse.Namespace) -> None:
     run_series(configs)
     for (point, settings), folder in zip(todo, folders, strict=True):
         write_result(assets, settings, point, folder)
-
-
-def chosen(points: Sequence[Point], names: Sequence[str] | None) -> list[Point]:
-    """The points of these names, all without.
-
-    Raises:
-        ValueError: there is none of a name.
-    """
-    known = {point.name: point for point in points}
-    if unknown := [name for name in names or () if name not in known]:
-        raise ValueError(f"--points {unknown[0]}: expected some of {', '.join(known)}")
-    return [known[name] for name in names] if names else list(points)
 
 
 def settings_of(point: Point, seed: int, for_all: dict[str, Any]) -> RunSettings:

@@ -4,7 +4,7 @@
 # left. Interrupt it at any time: finished points are kept. Add seeds or methods to the grid and run it again.
 #
 #   bash benchmarks/run_simulation.sh                      all tasks, five seeds
-#   TASKS=countdown SEEDS=3 bash benchmarks/run_simulation.sh
+#   TASKS=countdown SEEDS=3 POINTS="grpo lookahead_age/64" bash benchmarks/run_simulation.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -22,8 +22,8 @@ for task in $TASKS; do
 done
 for worker in $(seq 0 $((WORKERS - 1))); do
   # shellcheck disable=SC2086 # TASKS is a list
-  "$PYTHON" -m benchmarks.grid --assets "$ASSETS" --out "$OUT" --tasks $TASKS --seeds "$SEEDS" \
+  "$PYTHON" -m benchmarks.grid --assets "$ASSETS" --out "$OUT" --tasks $TASKS --seeds "$SEEDS" ${POINTS:+--points $POINTS} \
     --shard "$worker/$WORKERS" >>"$OUT/worker_$worker.log" 2>&1 &
 done
 wait # for each in turn would stop at the first failure; the logs have it, and analyse leaves incomplete seeds out
-"$PYTHON" -m benchmarks.analyse --results "$OUT" --document docs/results.md --figures docs/figures
+[[ ${ANALYSE:-yes} == no ]] || "$PYTHON" -m benchmarks.analyse --results "$OUT" --document docs/results.md --figures docs/figures

@@ -99,6 +99,6 @@ def deaths() -> list[str]:
 
 
 def _line(actor: dict[str, Any], message: str) -> str:
-    name = " ".join(filter(None, [actor["ActorClassName"], actor["Name"]]))
+    name = " ".join(filter(None, [actor["ActorClassName"].rpartition(".")[2], actor["Name"]]))
     address = actor["Address"]["IPAddress"]
     return f"{name} (process {actor['Pid']} on {address}) died: {' '.join(message.split())}"

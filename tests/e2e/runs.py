@@ -63,7 +63,6 @@ def _series_runs(assets: Path | None) -> dict[str, tuple[str, ...]]:
         "data.train_batch_size=4",
         "actor_rollout_ref.actor.optim.lr=3e-5",  # without a collapse
         "actor_rollout_ref.actor.ppo_mini_batch_size=4",
-        "actor_rollout_ref.rollout.n=8",
     )
     return {
         "six_steps": (*PREFIXES, *_SIX),

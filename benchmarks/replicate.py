@@ -1,0 +1,103 @@
+"""Run a few published points again, on a seed of their own, and compare: ten minutes on two cores.
+
+    python -m benchmarks.replicate --published benchmarks/results/sim --assets data/benchmarks --out runs/replicate
+
+A new seed's number must fall into the 95% prediction interval of the published ones, mean ± t·s·√(1 + 1/n) over their n
+seeds. Exit code 1 if one does not; about one in twenty is to be expected outside by chance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.analyse import table
+from benchmarks.frontier import Interval, interval
+from benchmarks.grid import GRID, Point, chosen, folder_of, read_points, run_points
+from benchmarks.results import Measured, read_results
+from benchmarks.simulate import INSTRUMENT
+
+POINTS = ("grpo", "lookahead_age/64")
+NUMBERS = ("pass@1", "pass@8", "pass@32", "entropy")
+SEED = 1000  # published seeds count from 0
+
+
+def prediction(values: Sequence[float]) -> Interval:
+    """Where one more seed's number lies, 95 times of 100.
+
+    Raises:
+        ValueError: fewer than two seeds are published.
+    """
+    if len(values) < 2:
+        raise ValueError(f"{len(values)} published seeds: expected at least two to predict another from")
+    mean = interval(values)  # t·s/√n
+    return replace(mean, half_width=mean.half_width * math.sqrt(len(values) + 1))
+
+
+def measured(results: Mapping[Any, Sequence[Measured]], point: Point) -> Measured:
+    """The results of a point of the grid.
+
+    Raises:
+        ValueError: there are none.
+    """
+    for result in (result for found in results.values() for result in found):
+        if (result.method, result.value) == (point.method, point.value):
+            return result
+    raise ValueError(f"no published result of {point.task}/{point.name}")
+
+
+def compare(published: Measured, found: Measured) -> list[tuple[str, Interval, float]]:
+    """(number, predicted, found) of a point."""
+    (seed,) = found.by_seed
+    return [
+        (name, prediction(published.over(sorted(published.by_seed), name)), found.by_seed[seed][name])
+        for name in NUMBERS
+    ]
+
+
+def shown(name: str, compared: list[tuple[str, Interval, float]]) -> list[list[str]]:
+    """Rows of the table."""
+    rows = []
+    for number, predicted, value in compared:
+        inside = predicted.low <= value <= predicted.high
+        interval_text = f"{predicted.mean:.3f} ± {predicted.half_width:.3f}"
+        rows.append([name, number, interval_text, f"{value:.3f}", "yes" if inside else "NO"])
+    return rows
+
+
+def main() -> None:
+    """Run the points, compare, exit with 1 if a number is outside."""
+    parser = argparse.ArgumentParser(description="Run a few published points again.")
+    parser.add_argument("--published", type=Path, required=True, help="folder of result.json files")
+    parser.add_argument("--assets", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--task", default="countdown")
+    parser.add_argument("--points", nargs="+", default=POINTS)
+    parser.add_argument("--seed", type=int, default=SEED)
+    arguments = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        points = chosen(read_points(GRID, arguments.task), arguments.points)
+        published = read_results(arguments.published).get((arguments.task, INSTRUMENT), [])
+        run_points([(point, arguments.seed) for point in points], arguments.assets, arguments.out)
+        rows = []
+        for point in points:
+            found = measured(read_results(folder_of(arguments.out, point, arguments.seed)), point)
+            rows += shown(found.name, compare(measured({"": published}, point), found))
+    except (ValueError, OSError) as error:
+        sys.exit(f"replicate: {error}")
+    print(table(["point", "number", "predicted", "found", "inside"], rows))
+    outside = [row for row in rows if row[-1] == "NO"]
+    print(json.dumps({"numbers": len(rows), "outside": len(outside)}))
+    sys.exit(bool(outside))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# The whole evidence again, resumable: models, the search instrument's grid, the main points on the real stack, tables
+# and figures. A task of the grid is 140 points of some 2.5 minutes on an idle core, so three tasks take about nine hours
+# on two cores; the real stack adds some 15 minutes a run of 400 steps.
+#
+#   bash benchmarks/run_all.sh             everything
+#   bash benchmarks/run_all.sh --subset    ten minutes: a few published points again on a new seed; each number must
+#                                          fall into the interval that the published seeds predict
+#   TASKS, SEEDS, WORKERS, POINTS (of the grid), REAL_POINTS and REAL_SEEDS narrow it; REAL_SEEDS=0 leaves verl out
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+export PYTHON=${PYTHON:-.venv/bin/python}
+export ASSETS=${ASSETS:-data/benchmarks}
+OUT=${OUT:-runs/evidence}
+PUBLISHED=benchmarks/results
+REAL_POINTS=${REAL_POINTS:-grpo lookahead_age/64 snapshot/8 replay/6 masked/64}
+REAL_SEEDS=${REAL_SEEDS:-3}
+TASKS=${TASKS:-countdown chain_sum order}
+
+if [[ ${1:-} == --subset ]]; then
+  "$PYTHON" -m benchmarks.prepare --task countdown --out "$ASSETS/countdown"
+  exec "$PYTHON" -m benchmarks.replicate --published "$PUBLISHED" --assets "$ASSETS" --out "$OUT/subset"
+fi
+[[ $# -eq 0 ]] || { echo "run_all.sh: unknown argument '$1'; the only one is --subset" >&2; exit 2; }
+
+TASKS=$TASKS OUT=$OUT/sim ANALYSE=no bash benchmarks/run_simulation.sh
+if ((REAL_SEEDS > 0)); then
+  # shellcheck disable=SC2086 # lists
+  "$PYTHON" -m benchmarks.real_stack --assets "$ASSETS" --out "$OUT/real" --tasks $TASKS --points $REAL_POINTS \
+    --seeds "$REAL_SEEDS" --set samples=32
+fi
+"$PYTHON" -m benchmarks.keep --results "$OUT" --published "$PUBLISHED"
+"$PYTHON" -m benchmarks.analyse --results "$PUBLISHED" --document docs/results.md --figures docs/figures
