@@ -57,19 +57,20 @@ def update_sums(
     )
     dual = (advantages < 0) & (ratio > clip_ratio_c)
     size = advantages.abs()
-    sums: dict[str, float] = {}
+    sums: dict[str, Tensor] = {}
     for segment, mask in segment_masks(response_mask, prefix_mask).items():
-        r = ratio[mask]
+        r = torch.where(mask, ratio, 0.0)  # not ratio[mask]: whose size the host would have to wait for
         sums |= {
-            f"{segment}_tokens": mask.sum().item(),
-            f"{segment}_ratio": r.sum().item(),
-            f"{segment}_ratio_max": r.max().item() if r.numel() else 0.0,
-            f"{segment}_clipped": lost[mask].sum().item(),
-            f"{segment}_dual_clipped": dual[mask].sum().item(),
-            f"{segment}_gradient": size[mask].sum().item(),
-            f"{segment}_gradient_lost": size[mask & lost].sum().item(),
+            f"{segment}_tokens": mask.sum(),
+            f"{segment}_ratio": r.sum(),
+            f"{segment}_ratio_max": r.amax() if r.numel() else r.sum(),
+            f"{segment}_clipped": (mask & lost).sum(),
+            f"{segment}_dual_clipped": (mask & dual).sum(),
+            f"{segment}_gradient": torch.where(mask, size, 0.0).sum(),
+            f"{segment}_gradient_lost": torch.where(mask & lost, size, 0.0).sum(),
         }
-    return sums
+    values = torch.stack([value.double() for value in sums.values()]).tolist()  # the one wait for the device
+    return dict(zip(sums, values, strict=True))
 
 
 def finish_update_metrics(sums: dict[str, float]) -> dict[str, float]:

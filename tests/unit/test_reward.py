@@ -228,6 +228,7 @@ def test_a_perturbed_number_is_wrong(name):
     assert numbers > 20
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("answer", HOSTILE)
 def test_a_hostile_answer_costs_at_most_its_limit(answer):
     start = time.monotonic()
@@ -237,6 +238,7 @@ def test_a_hostile_answer_costs_at_most_its_limit(answer):
     assert result["timeout"] == (result["error"] == "timeout")
 
 
+@pytest.mark.e2e
 def test_the_limit_is_for_a_whole_response():
     answer = ",".join(rf"{n}+9^{{9^{{9^9}}}}" for n in range(20))
     start = time.monotonic()
@@ -245,6 +247,7 @@ def test_the_limit_is_for_a_whole_response():
     assert result["timeout"] == 1.0
 
 
+@pytest.mark.e2e
 def test_threads_agree_with_one_thread():
     cases = [(a, row) for row in ROWS[::2] for a in row["right"] + row["wrong"]]
     check = lambda case: score(case[0], case[1]["answer"], case[1]["extra_info"], time_limit_s=60)  # noqa: E731

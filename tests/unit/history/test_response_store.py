@@ -340,6 +340,7 @@ def fill(s, count, length, key_length=128):
         )
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     "lengths", [(3,), (8000,), (3, 8000, 3), (8000, 3)], ids=["short", "long", "short-long-short", "long-short"]
 )
@@ -357,6 +358,7 @@ def test_memory_stays_under_8_bytes_a_token_of_capacity(lengths):
     assert 0.875 * 8 * capacity < peak < 8 * capacity
 
 
+@pytest.mark.e2e
 def test_prompts_and_versions_long_gone_leave_nothing_behind():
     s = store(capacity_tokens=20 * ROOM)
     tracemalloc.start()
@@ -386,6 +388,7 @@ def arrow_peak():
     pa.set_memory_pool(usual)
 
 
+@pytest.mark.e2e
 def test_saving_and_loading_need_a_small_part_of_the_stores_memory(tmp_path, monkeypatch, arrow_peak):
     monkeypatch.setattr(response_file, "_CHUNK_TOKENS", 1 << 14)
     limits = {"capacity_tokens": 1 << 21, "per_prompt": 8, "max_policy_age": None}
