@@ -29,7 +29,8 @@ PERIOD = 2.0
 INTERRUPTIONS = 10
 """How often the main thread is interrupted, once a period, before the process is ended."""
 UNWANTED = ("WORKER_DIED", "NODE_DIED")
-"""Ray's names for the deaths that nobody asked for."""
+"""Ray's names for the deaths that nobody asked for, unless the worker's exit is of a type `INTENDED_..`."""
+INTENDED = "Worker exit type: INTENDED"
 
 
 class ActorDied(PortableError):
@@ -93,7 +94,7 @@ def deaths() -> list[str]:
     for actor in state.actors(actor_state_name="DEAD").values():
         cause = actor["DeathCause"].actor_died_error_context
         reason = cause.DESCRIPTOR.enum_types_by_name["Reason"].values_by_number[cause.reason].name
-        if actor["JobID"] == job and reason in UNWANTED:
+        if actor["JobID"] == job and reason in UNWANTED and INTENDED not in cause.error_message:
             found.append(_line(actor, cause.error_message))
     return found
 

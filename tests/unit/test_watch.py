@@ -20,6 +20,9 @@ class Sleeper:
     def sleep(self, seconds):
         time.sleep(seconds)
 
+    def leave(self):
+        ray.actor.exit_actor()
+
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
@@ -41,9 +44,10 @@ def test_without_a_death_the_block_ends_as_it_would():
         raise KeyError("own")
 
 
-def test_an_actor_that_is_asked_to_go_is_no_death(sleeper):
+@pytest.mark.parametrize("end", [ray.kill, lambda actor: actor.leave.remote()], ids=["killed", "left"])
+def test_an_actor_that_goes_on_purpose_is_no_death(sleeper, end):
     actor, _ = sleeper
-    ray.kill(actor)
+    end(actor)
     time.sleep(1)
     assert deaths() == []
 
