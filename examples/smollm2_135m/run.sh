@@ -70,8 +70,7 @@ ALGORITHM=(algorithm.rollout_correction.bypass_mode="$BYPASS")
 ACTOR=(
   actor_rollout_ref.actor.optim.lr="$LR"
   actor_rollout_ref.actor.ppo_mini_batch_size="$PROMPTS"
-  # Packed responses attend through one dense mask, whose cost grows with the square of this, and a token has 49,152
-  # logits: few tokens at a time.
+  # A token has 49,152 logits, in float32 for the log-probs: few tokens at a time.
   actor_rollout_ref.actor.use_dynamic_bsz=true
   actor_rollout_ref.actor.ppo_max_token_len_per_gpu="$MICRO_BATCH_TOKENS"
   actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype="$DTYPE"

@@ -22,6 +22,14 @@ def test_every_prompt_is_trained_once_an_epoch(run):
 
 
 @pytest.mark.runs("six_steps")
+def test_every_session_of_a_prompt_is_there_once(run):
+    """tests/faults/load.py counts the same over many more of them."""
+    for step in range(1, 7):
+        samples = [(int(row["index"]), row["session"]) for row in run("six_steps").rows(step)]
+        assert len(set(samples)) == len(samples) == 32
+
+
+@pytest.mark.runs("six_steps")
 def test_history_starts_at_step_age_plus_one_and_is_age_steps_old(run):
     whole = run("six_steps")
     for step in range(1, 7):

@@ -18,11 +18,12 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tests.e2e import assets
 from tests.e2e.launch import PREFIXES, launch, processes_with, survivors
+from tests.e2e.sockets import listening, reachable
 
 TARGETS = {
     "driver": r"recipe\.soup\.main_soup",
@@ -63,6 +64,7 @@ class Kill:
             seen in every stage of a given step.
         delay: seconds.
         at: `time.monotonic()` of the kill; None before.
+        open_sockets: those of the run just before the kill that another machine could connect to.
     """
 
     target: str
@@ -70,6 +72,7 @@ class Kill:
     stage: str
     delay: float
     at: float | None = None
+    open_sockets: list[str] = field(default_factory=list)
 
     def __call__(self, folder: Path, driver: int) -> bool:
         step, _, stage = _read(folder / "stage").partition(" ")
@@ -79,6 +82,7 @@ class Kill:
         found = [driver] if self.target == "driver" else self._processes(folder)
         if not found:
             return False
+        self.open_sockets = sorted(f"{who} on {address}:{port}" for address, port, who in reachable(listening(folder)))
         self.at = time.monotonic()
         os.kill(found[0], signal.SIGKILL)
         return True
@@ -104,9 +108,9 @@ def killed_run(made: Path, folder: Path, kill: Kill, *overrides: str) -> dict:
     """Run until the kill has ended it; says how it ended.
 
     Returns:
-        The kill's settings; `code`; `seconds` from the kill to the end; `last_line` of output; `named`: whether that
-        says what died; `survivors`: command lines of processes that were left 90 seconds later; `steps`: the newest
-        checkpoint.
+        The kill's settings and `open_sockets`; `code`; `seconds` from the kill to the end; `last_line` of output;
+        `named`: whether that says what died; `survivors`: command lines of processes that were left 90 seconds later;
+        `steps`: the newest checkpoint.
     """
     (folder / "stage").unlink(missing_ok=True)
     run = launch(made, folder, *overrides, fault=kill, limit=600)
