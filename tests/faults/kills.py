@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tests.e2e import assets
-from tests.e2e.launch import PREFIXES, launch, processes_with, survivors
+from tests.e2e.launch import PREFIXES, Run, launch, processes_with, survivors
 from tests.e2e.sockets import listening, reachable
 
 TARGETS = {
@@ -155,14 +155,11 @@ def plan(seed: int) -> Iterator[tuple[str, str, float, int]]:
             yield target, draw.choice(STAGES), draw.uniform(0, 0.6), draw.randint(1, 3)
 
 
-def unfair_epochs(folder: Path, steps: int) -> list[int]:
+def unfair_epochs(run: Run, steps: int) -> list[int]:
     """Epochs of three steps in which a prompt was not trained exactly once."""
-    import torch
-
     seen: dict[int, list[int]] = {}
     for step in range(1, steps + 1):
-        rows = torch.load(folder / "steps" / f"step_{step}.pt", weights_only=False)["rows"]
-        seen.setdefault((step - 1) // 3, []).extend({int(row["index"]) for row in rows})
+        seen.setdefault((step - 1) // 3, []).extend({int(row["index"]) for row in run.rows(step)})
     return [epoch for epoch, indices in seen.items() if sorted(indices) != list(range(24))]
 
 
@@ -193,7 +190,7 @@ def main() -> None:
         file.write_text(json.dumps(done, indent=1) + "\n")
         print(json.dumps({k: v for k, v in done[-1].items() if k != "survivors"}), flush=True)
     final = launch(out / "assets", out / "run", *settings)
-    unfair = unfair_epochs(out / "run", steps) if final.code == 0 else None
+    unfair = unfair_epochs(final, steps) if final.code == 0 else None
     bad = [outcome for outcome in done if outcome["complaints"]]
     print(f"{len(done)} kills, {len(bad)} with complaints; final run: code {final.code}, unfair epochs: {unfair}")
     sys.exit(bool(bad or final.code or unfair))
