@@ -15,7 +15,7 @@ from soup_verl import run_log
 from soup_verl.series import FINISHED
 
 ROOT = Path(__file__).parents[2]
-LIMIT = 1200  # seconds a launch may take; most take 60 to 150, the long series 400
+LIMIT = 2400  # seconds a launch may take; most take 60 to 150, the long series 400, and busy machines three times that
 
 
 @dataclass
