@@ -61,5 +61,5 @@ def _draw_method(
     for x, y, point in zip(*means, points, strict=True):
         if point.value is not None:
             axes.annotate(
-                f"{point.value:g}", (x, y), xytext=(5, 5), textcoords="offset points", fontsize=7, color=colour
+                str(point.value), (x, y), xytext=(5, 5), textcoords="offset points", fontsize=7, color=colour
             )

@@ -41,13 +41,13 @@ class Point:
     side: str
     title: str
     knob: str | None
-    value: float | None
+    value: float | str | None
     settings: dict[str, Any]
 
     @property
     def name(self) -> str:
         """Folder of the point, below that of its task."""
-        return self.method if self.knob is None else f"{self.method}/{self.value:g}"
+        return self.method if self.knob is None else f"{self.method}/{self.value}"
 
     @property
     def label(self) -> dict[str, Any]:

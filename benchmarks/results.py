@@ -30,12 +30,12 @@ class Measured:
     side: str
     title: str
     knob: str | None
-    value: float | None
+    value: float | str | None
     by_seed: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        return self.method if self.value is None else f"{self.method} {self.value:g}"
+        return self.method if self.value is None else f"{self.method} {self.value}"
 
     def over(self, seeds: Sequence[int], key: str) -> list[Any]:
         """One value a seed."""
