@@ -60,6 +60,4 @@ def _draw_method(
     axes.errorbar(*means, xerr=errors[0], yerr=errors[1], label=points[0].title, zorder=above, **look)
     for x, y, point in zip(*means, points, strict=True):
         if point.value is not None:
-            axes.annotate(
-                str(point.value), (x, y), xytext=(5, 5), textcoords="offset points", fontsize=7, color=colour
-            )
+            axes.annotate(str(point.value), (x, y), xytext=(5, 5), textcoords="offset points", fontsize=7, color=colour)

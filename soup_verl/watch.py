@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 PERIOD = 2.0
 """Seconds between two looks."""
+NODE_GRACE = 30.0
+"""Seconds Ray may take to call a node of several dead."""
 INTERRUPTIONS = 10
 """How often the main thread is interrupted, once a period, before the process is ended."""
 UNWANTED = ("WORKER_DIED", "NODE_DIED")
@@ -60,13 +63,20 @@ def end_when_an_actor_dies() -> Iterator[None]:
     except ActorDied:
         raise
     except Exception as error:
-        ended.wait(0 if died else PERIOD)  # the table may be a little behind
-        if found := died or _since(earlier):
+        if found := died or _late(earlier):
             raise ActorDied(found[0]) from error
         raise
     finally:
         ended.set()
         signal.signal(signal.SIGUSR1, handler)
+
+
+def _late(earlier: frozenset[str]) -> list[str]:
+    """Deaths that the table tells of within a little while: a lost node is known when it has missed its checks."""
+    deadline = time.monotonic() + (NODE_GRACE if len(ray.nodes()) > 1 else PERIOD)
+    while not (found := _since(earlier)) and time.monotonic() < deadline:
+        time.sleep(PERIOD / 4)
+    return found
 
 
 def _since(earlier: frozenset[str]) -> list[str]:

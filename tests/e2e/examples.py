@@ -17,6 +17,9 @@ def names() -> list[str]:
     return [*MORE, *(f"{p.parent.name}/{p.stem}" for p in files)]
 
 
+NEEDED = {"neighbors/luffy_shaped": ("actor_rollout_ref.rollout.n=8",)}
+"""What a file's own settings ask of a run: an eighth of the responses mixed."""
+
 LAST = (3, 4)
 """With two batches an epoch every source has history for these steps."""
 
@@ -28,5 +31,5 @@ def steps(name: str) -> int:
 
 def overrides(name: str) -> tuple[str, ...]:
     """As on the command line; where age is not the factor, it is small enough for a short run."""
-    own = MORE.get(name) or (name.replace("/", "="),)
+    own = MORE.get(name) or (name.replace("/", "="), *NEEDED.get(name, ()))
     return own if name == "ablations/age" else (*own, "soup.lookahead.age=2")
