@@ -13,9 +13,6 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-
-NAME = "packed_sdpa"
 
 
 def packed_sdpa(
@@ -28,7 +25,7 @@ def packed_sdpa(
     position_ids: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function of this name: what `sdpa` computes, without products that its mask hides.
+    """An attention function of transformers: what its `sdpa` computes, without the products that its mask hides.
 
     Args:
         module: the attention layer.
@@ -63,5 +60,7 @@ def _ends(position_ids: Tensor | None, *, sliding_window: int | None) -> list[in
     return [] if sliding_window and longest > sliding_window else ends
 
 
-AttentionInterface.register(NAME, packed_sdpa)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+def use_for_sdpa() -> None:
+    """Have models of this process that ask for `sdpa` use it. A name of its own would stand in every checkpoint's
+    config.json, and nobody else could load that."""
+    AttentionInterface.register("sdpa", packed_sdpa)

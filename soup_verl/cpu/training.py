@@ -13,11 +13,13 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDP
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from soup_verl.actor_worker import SoupActorWorker
-from soup_verl.cpu import attention  # noqa: F401  registers itself with transformers
+from soup_verl.cpu.attention import use_for_sdpa
 from soup_verl.cpu.rendezvous import join_gloo_group
 from soup_verl.trainer import SoupTrainer
 
 _FSDP1 = "torch.distributed.fsdp._init_utils"
+
+use_for_sdpa()
 
 
 class _CpuEngine:

@@ -29,3 +29,8 @@ def test_no_process_is_left(killed, target):
 
 def test_the_kills_were_before_and_after_a_checkpoint(killed):
     assert [kill["steps"] for kill in killed.values()] == [0, 3, 3]
+
+
+def test_no_socket_of_the_run_can_be_reached_from_another_machine(killed):
+    for kill in killed.values():
+        assert kill["sockets"] > 10 and kill["open_sockets"] == []

@@ -64,7 +64,8 @@ class Kill:
             seen in every stage of a given step.
         delay: seconds.
         at: `time.monotonic()` of the kill; None before.
-        open_sockets: those of the run just before the kill that another machine could connect to.
+        sockets: how many the run listens on just before the kill.
+        open_sockets: those that another machine could connect to.
     """
 
     target: str
@@ -72,6 +73,7 @@ class Kill:
     stage: str
     delay: float
     at: float | None = None
+    sockets: int = 0
     open_sockets: list[str] = field(default_factory=list)
 
     def __call__(self, folder: Path, driver: int) -> bool:
@@ -82,7 +84,9 @@ class Kill:
         found = [driver] if self.target == "driver" else self._processes(folder)
         if not found:
             return False
-        self.open_sockets = sorted(f"{who} on {address}:{port}" for address, port, who in reachable(listening(folder)))
+        sockets = listening(folder)
+        self.sockets = len(sockets)
+        self.open_sockets = sorted(f"{who} on {address}:{port}" for address, port, who in reachable(sockets))
         self.at = time.monotonic()
         os.kill(found[0], signal.SIGKILL)
         return True
@@ -108,9 +112,9 @@ def killed_run(made: Path, folder: Path, kill: Kill, *overrides: str) -> dict:
     """Run until the kill has ended it; says how it ended.
 
     Returns:
-        The kill's settings and `open_sockets`; `code`; `seconds` from the kill to the end; `last_line` of output;
-        `named`: whether that says what died; `survivors`: command lines of processes that were left 90 seconds later;
-        `steps`: the newest checkpoint.
+        The kill's settings, `sockets` and `open_sockets`; `code`; `seconds` from the kill to the end; `last_line` of
+        output; `named`: whether that says what died; `survivors`: command lines of processes that were left 90 seconds
+        later; `steps`: the newest checkpoint.
     """
     (folder / "stage").unlink(missing_ok=True)
     run = launch(made, folder, *overrides, fault=kill, limit=600)

@@ -2,11 +2,20 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
+from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from soup_verl.cpu import attention
 
 pytestmark = pytest.mark.contract  # of transformers' interface for attention functions
+
+OURS, THEIRS = "packed_sdpa", "their_sdpa"
+AttentionInterface.register(OURS, attention.packed_sdpa)
+AttentionInterface.register(THEIRS, sdpa_attention_forward)
+for name in (OURS, THEIRS):
+    AttentionMaskInterface.register(name, sdpa_mask)
 
 SMALL = {
     "hidden_size": 32,
@@ -28,8 +37,8 @@ LENGTHS = (5, 1, 9, 3)
 def models(request):
     """The same weights behind transformers' `sdpa` and behind ours."""
     torch.manual_seed(0)
-    reference = AutoModelForCausalLM.from_config(CONFIGS[request.param], attn_implementation="sdpa")
-    ours = AutoModelForCausalLM.from_config(CONFIGS[request.param], attn_implementation=attention.NAME)
+    reference = AutoModelForCausalLM.from_config(CONFIGS[request.param], attn_implementation=THEIRS)
+    ours = AutoModelForCausalLM.from_config(CONFIGS[request.param], attn_implementation=OURS)
     ours.load_state_dict(reference.state_dict())
     return reference, ours
 
@@ -44,6 +53,12 @@ def padded():
     ids = torch.randint(0, 50, (2, 6), generator=torch.Generator().manual_seed(2))
     mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
     return {"input_ids": ids, "attention_mask": mask, "position_ids": torch.arange(6).expand(2, -1), "use_cache": False}
+
+
+def test_a_training_process_uses_it_for_models_that_ask_for_sdpa():
+    import soup_verl.cpu.training  # noqa: F401
+
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is attention.packed_sdpa
 
 
 @pytest.mark.parametrize("batch", [packed, padded])
