@@ -153,10 +153,14 @@ def _run_ppo(config: DictConfig, task_runner_class: Any) -> None:
     import ray
     from verl.trainer.main_ppo import run_ppo
 
+    from soup_verl import watch
+
     if os.environ.get("RAY_ADDRESS"):
         join_cluster(config)
     try:
         run_ppo(config, task_runner_class)
+    except ray.exceptions.RayActorError as error:  # the task runner itself was lost
+        raise watch.named(error)  # noqa: B904  its cause is set, or it is the error itself
     finally:
         ray.shutdown()  # before anything is said of a failure: it still prints what the workers logged
 

@@ -63,20 +63,27 @@ def end_when_an_actor_dies() -> Iterator[None]:
     except ActorDied:
         raise
     except Exception as error:
-        if found := died or _late(earlier):
-            raise ActorDied(found[0]) from error
-        raise
+        if died:
+            raise ActorDied(died[0]) from error
+        raise named(error, earlier)  # noqa: B904  its cause is set, or it is the error itself
     finally:
         ended.set()
         signal.signal(signal.SIGUSR1, handler)
 
 
-def _late(earlier: frozenset[str]) -> list[str]:
-    """Deaths that the table tells of within a little while: a lost node is known when it has missed its checks."""
+def named(error: Exception, earlier: frozenset[str] = frozenset()) -> Exception:
+    """`ActorDied` if the table tells of a death within a little while, else the error as it is.
+
+    A process that was lost is known at once, a lost node when it has missed its checks.
+    """
     deadline = time.monotonic() + (NODE_GRACE if len(ray.nodes()) > 1 else PERIOD)
     while not (found := _since(earlier)) and time.monotonic() < deadline:
         time.sleep(PERIOD / 4)
-    return found
+    if not found:
+        return error
+    died = ActorDied(found[0])
+    died.__cause__ = error
+    return died
 
 
 def _since(earlier: frozenset[str]) -> list[str]:

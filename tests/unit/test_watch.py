@@ -7,7 +7,7 @@ import time
 import pytest
 import ray
 
-from soup_verl.watch import ActorDied, deaths, end_when_an_actor_dies
+from soup_verl.watch import ActorDied, deaths, end_when_an_actor_dies, named
 
 pytestmark = [pytest.mark.e2e, pytest.mark.contract]  # of Ray's table of actors
 
@@ -50,6 +50,18 @@ def test_an_actor_that_goes_on_purpose_is_no_death(sleeper, end):
     end(actor)
     time.sleep(1)
     assert deaths() == []
+
+
+def test_an_error_is_named_after_the_death_it_comes_of(request, sleeper):
+    actor, pid = sleeper
+    earlier, own = frozenset(deaths()), RuntimeError("socket closed")
+    assert named(own, earlier) is own
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(ray.exceptions.RayActorError) as lost:
+        ray.get(actor.pid.remote())
+    found = named(lost.value, earlier)
+    assert isinstance(found, ActorDied) and found.__cause__ is lost.value
+    assert str(found).startswith(f"Sleeper {request.node.name} (process {pid} on ")
 
 
 @pytest.mark.parametrize(
