@@ -105,10 +105,10 @@ def _watch(ended: threading.Event, died: list[str], earlier: frozenset[str]) -> 
 
 
 def deaths() -> list[str]:
-    """What to say of each actor of this job whose death nobody asked for."""
+    """What to say of each actor of this job whose death nobody asked for, the first to die first."""
     job = ray.get_runtime_context().get_job_id()
     found = []
-    for actor in state.actors(actor_state_name="DEAD").values():
+    for actor in sorted(state.actors(actor_state_name="DEAD").values(), key=lambda actor: actor["EndTime"]):
         cause = actor["DeathCause"].actor_died_error_context
         reason = cause.DESCRIPTOR.enum_types_by_name["Reason"].values_by_number[cause.reason].name
         if actor["JobID"] == job and reason in UNWANTED and INTENDED not in cause.error_message:

@@ -1,6 +1,7 @@
 """A real Ray cluster of a few processes, and actors that die."""
 
 import os
+import re
 import signal
 import time
 
@@ -62,6 +63,18 @@ def test_an_error_is_named_after_the_death_it_comes_of(request, sleeper):
     found = named(lost.value, earlier)
     assert isinstance(found, ActorDied) and found.__cause__ is lost.value
     assert str(found).startswith(f"Sleeper {request.node.name} (process {pid} on ")
+
+
+def test_the_first_to_die_comes_first(sleeper):
+    """The others may have died of it."""
+    actors = [sleeper[0], *(Sleeper.remote() for _ in range(3))]
+    pids = [ray.get(actor.pid.remote()) for actor in actors]
+    for pid in (order := [pids[2], pids[0], pids[3], pids[1]]):
+        os.kill(pid, signal.SIGKILL)
+        time.sleep(0.5)
+    time.sleep(1)
+    found = [int(re.search(r"process (\d+)", line)[1]) for line in deaths()]
+    assert [pid for pid in found if pid in pids] == order
 
 
 @pytest.mark.parametrize(
