@@ -79,6 +79,8 @@ def named(error: Exception, earlier: frozenset[str] = frozenset()) -> Exception:
     deadline = time.monotonic() + (NODE_GRACE if len(ray.nodes()) > 1 else PERIOD)
     while not (found := _since(earlier)) and time.monotonic() < deadline:
         time.sleep(PERIOD / 4)
+    if not found and isinstance(error, ray.exceptions.ActorUnavailableError):
+        found = [f"the connection to the task runner is lost: its node, or the raylet there, has died ({error})"]
     if not found:
         return error
     died = ActorDied(found[0])
