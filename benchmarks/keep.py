@@ -1,6 +1,6 @@
 """Keep the raw results of finished points beside the code: every `result.json`, without logs and checkpoints.
 
-python -m benchmarks.keep --results runs/evidence --published benchmarks/results
+python -m benchmarks.keep --results runs/evidence --published benchmarks/raw
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Run a few published points again, on a seed of their own, and compare: ten minutes on two cores.
 
-    python -m benchmarks.replicate --published benchmarks/results/sim --assets data/benchmarks --out runs/replicate
+    python -m benchmarks.replicate --published benchmarks/raw --assets data/benchmarks --out runs/replicate
 
 A new seed's number must fall into the 95% prediction interval of the published ones, mean ± t·s·√(1 + 1/n) over their n
 seeds. Exit code 1 if one does not; about one in twenty is to be expected outside by chance.

@@ -13,7 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHON=${PYTHON:-.venv/bin/python}
 export ASSETS=${ASSETS:-data/benchmarks}
 OUT=${OUT:-runs/evidence}
-PUBLISHED=benchmarks/results
+PUBLISHED=benchmarks/raw
 REAL_POINTS=${REAL_POINTS:-grpo lookahead_age/64 snapshot/8 replay/6 masked/64}
 REAL_SEEDS=${REAL_SEEDS:-3}
 TASKS=${TASKS:-countdown chain_sum order}

@@ -43,8 +43,8 @@ class CheckpointNotWritten(PortableError):
         free = shutil.disk_usage(checkpoint.parent).free
         said = f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
         super().__init__(
-            f"{checkpoint} could not be written, {free / 1e9:.3f} GB are free on its disk ({said}). The checkpoint "
-            "before it is untouched: make room, and run the same command again to go on from there."
+            f"{checkpoint} could not be written, {free / 1e9:.3f} GB are free on its disk ({said}). Earlier "
+            "checkpoints are untouched: mend the cause, and run the same command again to go on from the newest."
         )
 
 
@@ -102,7 +102,7 @@ def _sync(folder: Path) -> None:
 
 
 def verify(checkpoint: Path) -> None:
-    """Check every file against the manifest. Reads all of them: some 5 GB a second with 8 cores and a quick disk.
+    """Check every file against the manifest. Reads all of them once, several at a time.
 
     Raises:
         TornCheckpoint: the manifest or a file is missing, or a file differs from what was written.

@@ -74,13 +74,14 @@ def end_when_an_actor_dies() -> Iterator[None]:
 def named(error: Exception, earlier: frozenset[str] = frozenset()) -> Exception:
     """`ActorDied` if the table tells of a death within a little while, else the error as it is.
 
-    A process that was lost is known at once, a lost node when it has missed its checks.
+    A process that was lost is known at once, a lost node when it has missed its checks, and of the raylet of an only
+    node the table never tells: that shows in Ray's `ActorUnavailableError` alone.
     """
     deadline = time.monotonic() + (NODE_GRACE if len(ray.nodes()) > 1 else PERIOD)
     while not (found := _since(earlier)) and time.monotonic() < deadline:
         time.sleep(PERIOD / 4)
     if not found and isinstance(error, ray.exceptions.ActorUnavailableError):
-        found = [f"the connection to the task runner is lost: its node, or the raylet there, has died ({error})"]
+        found = [f"the connection to a process of the run is lost: its node, or the raylet there, has died ({error})"]
     if not found:
         return error
     died = ActorDied(found[0])

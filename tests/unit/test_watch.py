@@ -65,6 +65,12 @@ def test_an_error_is_named_after_the_death_it_comes_of(request, sleeper):
     assert str(found).startswith(f"Sleeper {request.node.name} (process {pid} on ")
 
 
+def test_a_lost_connection_without_a_death_in_the_table_is_said_to_be_the_nodes():
+    lost = ray.exceptions.ActorUnavailableError("socket closed", None)
+    found = named(lost, frozenset(deaths()))
+    assert isinstance(found, ActorDied) and "its node, or the raylet there, has died" in str(found)
+
+
 def test_the_first_to_die_comes_first(sleeper):
     """The others may have died of it."""
     actors = [sleeper[0], *(Sleeper.remote() for _ in range(3))]
