@@ -48,8 +48,15 @@ _VERL_GRPO = _alone(
     "actor_rollout_ref.model.external_lib=soup_verl.rollout",  # for the seeds of `soup_agent` in verl's own worker
 )
 
-# Six steps of eight of 24 prompts: step 3 ends an epoch.
-_SIX = (f"{STEPS}6", "trainer.save_freq=3", "trainer.test_freq=2", "soup.log_samples.every=3")
+# Six steps of eight of 24 prompts: step 3 ends an epoch. The engine's log-probs differ in their last bit with the
+# requests that share a batch, the actor's do not: with these, equal tokens make equal parameters.
+_SIX = (
+    f"{STEPS}6",
+    "trainer.save_freq=3",
+    "trainer.test_freq=2",
+    "soup.log_samples.every=3",
+    "soup.behavior_log_probs=actor",
+)
 
 
 def _series(assets: Path, folder: Path) -> dict[str, Run]:

@@ -101,7 +101,10 @@ def test_a_killed_and_resumed_run_trains_on_the_same_prompts_and_prefixes(run):
 
 @pytest.mark.runs("six_steps", "resumed")
 def test_two_runs_of_one_configuration_end_with_the_same_parameters_bit_for_bit(run):
-    """In other processes, one of them killed and resumed; tokens repeat because of soup.sampling_seed."""
+    """In other processes, one of them killed and resumed.
+
+    Tokens repeat because of soup.sampling_seed, and behaviour log-probs because they are the actor's.
+    """
     whole, resumed = run("six_steps").weights(6), run("resumed").weights(6)
     assert whole.keys() == resumed.keys()
     for name, weight in whole.items():
