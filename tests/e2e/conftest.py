@@ -1,5 +1,5 @@
 """Runs are slow and each is looked at by several tests: make those that the collected tests ask for, two launches at a
-time."""
+time. With pytest-xdist's `--dist loadgroup` all tests that look at runs share a worker, and another takes the rest."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -15,6 +15,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "tests/e2e" in str(item.path):
             item.add_marker(pytest.mark.e2e)
+        if item.get_closest_marker("runs"):
+            item.add_marker(pytest.mark.xdist_group("runs"))
 
 
 @pytest.fixture(scope="session")
