@@ -45,6 +45,5 @@ stage format "$python" -m ruff format --check .
 stage types "$python" -m mypy soup_verl
 # pytest exits with 5 when it finds no test: that is a failure here too.
 stage tests "$python" -m pytest -m "not e2e" -n 2
-# One worker has the tests that share runs, which it makes two at a time; the other has the rest.
-$fast || stage e2e "$python" -m pytest -m e2e -n 2 --dist loadgroup
+$fast || stage e2e "$python" -m pytest -m e2e # one worker: its tests share runs, which it makes two at a time
 finish

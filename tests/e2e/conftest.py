@@ -1,5 +1,5 @@
 """Runs are slow and each is looked at by several tests: make those that the collected tests ask for, two launches at a
-time. With pytest-xdist's `--dist loadgroup` all tests that look at runs share a worker, and another takes the rest."""
+time, and let the tests that look at none go first, while the runs are made."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -12,11 +12,11 @@ TOGETHER = 2
 
 
 def pytest_collection_modifyitems(items):
-    for item in items:
-        if "tests/e2e" in str(item.path):
-            item.add_marker(pytest.mark.e2e)
-        if item.get_closest_marker("runs"):
-            item.add_marker(pytest.mark.xdist_group("runs"))
+    here = {item for item in items if "tests/e2e" in str(item.path)}
+    for item in here:
+        item.add_marker(pytest.mark.e2e)
+    # The first of them starts the launches: `futures` is there for every test of this folder.
+    items.sort(key=lambda item: (item.get_closest_marker("runs") is not None, item not in here))
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def made_assets(folder):
     return folder / "assets"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def futures(request, folder, made_assets):
     """By name: all runs of the launches that the collected tests need, under way."""
     marks = [m for item in request.session.items for m in item.iter_markers("runs")]
