@@ -1,10 +1,10 @@
 """SIGKILL to one process of a real run at a seeded moment, and what becomes of the run.
 
-    python -m tests.faults.kills --kills 30 --seed 0 --out runs/kills
+    python -m tests.faults.kills --kills 30 --seed 0 --out runs/kills [KEY=VALUE ...]
 
 One run, killed again and again, each time in another process and at another stage, and resumed from its last checkpoint
 until it comes to its end. `kills.json` in --out has every kill: it is written after each, so a harness that is stopped
-goes on where it was.
+goes on where it was. KEY=VALUE are settings of the run, such as soup.source=replay.
 """
 
 from __future__ import annotations
@@ -173,6 +173,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     arguments = parser.parse_args()
     out = arguments.out.absolute()
     if not (out / "assets").exists():
@@ -182,6 +183,7 @@ def main() -> None:
     steps = 3 * (arguments.kills + 1)  # whole epochs, and enough for any plan
     settings = (*PREFIXES, f"trainer.total_training_steps={steps}", "trainer.save_freq=1")
     settings += ("trainer.max_actor_ckpt_to_keep=3", "actor_rollout_ref.actor.optim.lr=3e-5")
+    settings += tuple(arguments.overrides)
     for number, (target, stage, delay, ahead) in enumerate(plan(arguments.seed)):
         if number >= arguments.kills:
             break
