@@ -1,5 +1,5 @@
 """Runs are slow and each is looked at by several tests: make those that the collected tests ask for, two launches at a
-time, and let the tests that look at none go first, while the runs are made."""
+time. Meanwhile come the tests that look at none; those that assert a time limit wait until all runs are made."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -15,8 +15,13 @@ def pytest_collection_modifyitems(items):
     here = {item for item in items if "tests/e2e" in str(item.path)}
     for item in here:
         item.add_marker(pytest.mark.e2e)
-    # The first of them starts the launches: `futures` is there for every test of this folder.
-    items.sort(key=lambda item: (item.get_closest_marker("runs") is not None, item not in here))
+    items.sort(key=lambda item: _turn(item, item in here))
+
+
+def _turn(item, is_here):
+    """Sorts tests: the first one here starts the launches, as `futures` is there for every test of this folder."""
+    has = [item.get_closest_marker(name) is not None for name in ("timed", "runs")]
+    return *has, not is_here
 
 
 @pytest.fixture(scope="session")

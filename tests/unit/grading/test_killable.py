@@ -13,7 +13,7 @@ import pytest
 from soup_verl.grading.killable import Budget, CheckerGone, CheckFailed, CheckPool, shared_pool
 
 HOSTILE = r"9^{9^{9^9}}"
-pytestmark = pytest.mark.e2e  # real processes, killed and awaited
+pytestmark = [pytest.mark.e2e, pytest.mark.timed]  # real processes, killed and awaited
 ROOT = Path(__file__).parents[3]
 
 
