@@ -45,5 +45,7 @@ stage format "$python" -m ruff format --check .
 stage types "$python" -m mypy soup_verl
 # pytest exits with 5 when it finds no test: that is a failure here too.
 stage tests "$python" -m pytest -m "not e2e" -n 2
-$fast || stage e2e "$python" -m pytest -m e2e # one worker: its tests share runs, which it makes two at a time
+# One worker where tests share runs, which it makes two at a time; a file a worker for the rest.
+$fast || stage runs "$python" -m pytest -m "e2e and runs"
+$fast || stage processes "$python" -m pytest -m "e2e and not runs" -n 2 --dist loadfile
 finish

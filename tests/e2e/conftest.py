@@ -1,5 +1,5 @@
 """Runs are slow and each is looked at by several tests: make those that the collected tests ask for, two launches at a
-time. Meanwhile come the tests that look at none; those that assert a time limit wait until all runs are made."""
+time."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -12,16 +12,9 @@ TOGETHER = 2
 
 
 def pytest_collection_modifyitems(items):
-    here = {item for item in items if "tests/e2e" in str(item.path)}
-    for item in here:
-        item.add_marker(pytest.mark.e2e)
-    items.sort(key=lambda item: _turn(item, item in here))
-
-
-def _turn(item, is_here):
-    """Sorts tests: the first one here starts the launches, as `futures` is there for every test of this folder."""
-    has = [item.get_closest_marker(name) is not None for name in ("timed", "runs")]
-    return *has, not is_here
+    for item in items:
+        if "tests/e2e" in str(item.path):
+            item.add_marker(pytest.mark.e2e)
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +28,7 @@ def made_assets(folder):
     return folder / "assets"
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def futures(request, folder, made_assets):
     """By name: all runs of the launches that the collected tests need, under way."""
     marks = [m for item in request.session.items for m in item.iter_markers("runs")]

@@ -15,8 +15,6 @@ from soup_verl.grading.latex_text import last_box
 from soup_verl.reward import MAX_ANSWER, TIME_LIMIT_S
 from tests.faults.hostile_text import MAKERS, handwritten, hostile_texts
 
-pytestmark = pytest.mark.timed
-
 ROOT = Path(__file__).parents[2]
 KINDS = len(MAKERS) + 1  # and `code`
 EACH = 150

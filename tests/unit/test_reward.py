@@ -229,7 +229,6 @@ def test_a_perturbed_number_is_wrong(name):
 
 
 @pytest.mark.e2e
-@pytest.mark.timed
 @pytest.mark.parametrize("answer", HOSTILE)
 def test_a_hostile_answer_costs_at_most_its_limit(answer):
     start = time.monotonic()
@@ -240,7 +239,6 @@ def test_a_hostile_answer_costs_at_most_its_limit(answer):
 
 
 @pytest.mark.e2e
-@pytest.mark.timed
 def test_the_limit_is_for_a_whole_response():
     answer = ",".join(rf"{n}+9^{{9^{{9^9}}}}" for n in range(20))
     start = time.monotonic()
