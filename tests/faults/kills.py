@@ -181,9 +181,14 @@ def main() -> None:
     file = out / "kills.json"
     done = json.loads(file.read_text()) if file.exists() else []
     steps = 3 * (arguments.kills + 1)  # whole epochs, and enough for any plan
-    settings = (*PREFIXES, f"trainer.total_training_steps={steps}", "trainer.save_freq=1")
-    settings += ("trainer.max_actor_ckpt_to_keep=3", "actor_rollout_ref.actor.optim.lr=3e-5")
-    settings += tuple(arguments.overrides)
+    settings = (
+        *PREFIXES,
+        f"trainer.total_training_steps={steps}",
+        "trainer.save_freq=1",
+        "trainer.max_actor_ckpt_to_keep=3",
+        "actor_rollout_ref.actor.optim.lr=3e-5",
+        *arguments.overrides,
+    )
     for number, (target, stage, delay, ahead) in enumerate(plan(arguments.seed)):
         if number >= arguments.kills:
             break
