@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
-# Every check, in its own environment: lint, format, types, fast tests, end-to-end runs on this machine's CPU.
-#   bash scripts/check.sh          everything
-#   bash scripts/check.sh --fast   all but the end-to-end runs
+# The checks, in an environment of their own: lint, format, types, fast tests, end-to-end runs on this machine's CPU.
+#   bash scripts/check.sh          under 20 minutes on two cores
+#   bash scripts/check.sh --all    also killed processes, a lost node, evaluation, whole data sets, limits of time and
+#                                  memory; CI runs this
+#   bash scripts/check.sh --fast   without end-to-end runs
 # SOUP_VENV names the environment's folder (default .venv). A failing stage does not stop the later ones.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-fast=false
+extent=
 for argument in "$@"; do
   case "$argument" in
-    --fast) fast=true ;;
-    *) echo "check.sh: unknown argument '$argument'; the only one is --fast" >&2; exit 2 ;;
+    --fast | --all) extent=$argument ;;
+    *) echo "check.sh: unknown argument '$argument'; expected --fast or --all" >&2; exit 2 ;;
   esac
 done
 
@@ -46,6 +48,12 @@ stage types "$python" -m mypy soup_verl
 # pytest exits with 5 when it finds no test: that is a failure here too.
 stage tests "$python" -m pytest -m "not e2e" -n 2
 # One worker where tests share runs, which it makes two at a time; a file a worker for the rest.
-$fast || stage runs "$python" -m pytest -m "e2e and runs"
-$fast || stage processes "$python" -m pytest -m "e2e and not runs" -n 2 --dist loadfile
+case $extent in
+  --fast) ;;
+  --all)
+    stage runs "$python" -m pytest -m "e2e and runs"
+    stage processes "$python" -m pytest -m "e2e and not runs" -n 2 --dist loadfile
+    ;;
+  *) stage runs "$python" -m pytest -m "e2e and runs and not long" ;;
+esac
 finish

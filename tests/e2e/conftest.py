@@ -9,12 +9,20 @@ from tests.e2e import assets
 from tests.e2e.runs import LAUNCHES
 
 TOGETHER = 2
+LONG = {name for launch in LAUNCHES if launch.long for name in launch.names}
+
+
+def named_runs(item):
+    """The runs that a test looks at."""
+    return {name for mark in item.iter_markers("runs") for name in mark.args}
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
         if "tests/e2e" in str(item.path):
             item.add_marker(pytest.mark.e2e)
+        if named_runs(item) & LONG:
+            item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(scope="session")
@@ -31,8 +39,7 @@ def made_assets(folder):
 @pytest.fixture(scope="session")
 def futures(request, folder, made_assets):
     """By name: all runs of the launches that the collected tests need, under way."""
-    marks = [m for item in request.session.items for m in item.iter_markers("runs")]
-    wanted = {name for mark in marks for name in mark.args}
+    wanted = {name for item in request.session.items for name in named_runs(item)}
     assert wanted <= {name for launch in LAUNCHES for name in launch.names}, wanted
     pool = ThreadPoolExecutor(TOGETHER)
     under_way = {}
@@ -47,10 +54,9 @@ def futures(request, folder, made_assets):
 @pytest.fixture
 def run(request, futures: dict[str, Future]):
     """`run(name)`: the finished run; the test's `runs` mark must name it."""
-    named = {name for mark in request.node.iter_markers("runs") for name in mark.args}
 
     def finished(name: str):
-        assert name in named, f"add {name!r} to the test's runs mark"
+        assert name in named_runs(request.node), f"add {name!r} to the test's runs mark"
         return futures[name].result()[name]
 
     return finished

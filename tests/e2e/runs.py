@@ -25,10 +25,12 @@ class Launch:
     names: tuple[str, ...]
     make: Callable[[Path, Path], dict[str, Run | None]]
     """(assets, folder) -> the finished runs by name, each in the subfolder of its name; None: not possible here."""
+    long: bool = False
+    """Tests that look at these runs are marked `long`: several starts for one run."""
 
 
-def _single(name: str, make: Callable[[Path, Path], Run]) -> Launch:
-    return Launch((name,), lambda assets, folder: {name: make(assets, folder / name)})
+def _single(name: str, make: Callable[[Path, Path], Run], *, long: bool = False) -> Launch:
+    return Launch((name,), lambda assets, folder: {name: make(assets, folder / name)}, long)
 
 
 def _alone(name: str, *overrides: str) -> Launch:
@@ -217,8 +219,8 @@ def _when(file: Path, action: Callable[[], None]) -> None:
 
 LAUNCHES = (  # the longest first
     Launch(tuple(_series_runs(None)), _series),
-    _single("two_nodes", _two_nodes),
-    _single("resumed", _resumed),
+    _single("two_nodes", _two_nodes, long=True),
+    _single("resumed", _resumed, long=True),
     Launch(("snapshot_fsdp", "snapshot_resumed", "reward_raises"), _fsdp),
     Launch(("two_ranks", "reward_is_nan"), _two_ranks),
     Launch(("snapshot_fsdp2", "disk_full"), _offload),

@@ -104,6 +104,7 @@ def most_probable(model, prompt, response):
     return logits.argmax(dim=-1).tolist()
 
 
+@pytest.mark.long
 @pytest.mark.runs("soup_without_mixing")
 def test_a_merged_checkpoint_continues_what_an_earlier_model_began(run, made_assets, tmp_path):
     trained = run("soup_without_mixing")
