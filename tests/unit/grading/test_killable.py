@@ -217,9 +217,12 @@ def test_a_forked_process_makes_its_own_pool(pool, monkeypatch):
     ask(shared_pool(), "1", "1+0")
     pid = os.fork()
     if pid == 0:
-        fine = shared_pool() is not pool and ask(shared_pool(), r"\sqrt{8}", r"2\sqrt{2}") is True
-        shared_pool().close()
-        os._exit(0 if fine else 1)
+        fine = False
+        try:
+            fine = shared_pool() is not pool and ask(shared_pool(), r"\sqrt{8}", r"2\sqrt{2}") is True
+            shared_pool().close()
+        finally:
+            os._exit(0 if fine else 1)  # an error must not go on as a second pytest
     assert os.waitpid(pid, 0)[1] == 0
     assert ask(pool, r"\sqrt{8}", r"2\sqrt{2}") is True
 

@@ -378,11 +378,15 @@ def test_the_batch_a_response_was_cut_from_is_not_kept_alive():
     assert alive() is None and len(s) == 1
 
 
+_POOLS = []  # for ever: a buffer that outlives the test is given back to the pool it came from
+
+
 @pytest.fixture
 def arrow_peak():
     """Most bytes that pyarrow held since the test began."""
     usual = pa.default_memory_pool()
     pool = pa.proxy_memory_pool(usual)
+    _POOLS.append(pool)
     pa.set_memory_pool(pool)
     yield pool.max_memory
     pa.set_memory_pool(usual)
