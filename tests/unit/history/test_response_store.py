@@ -397,9 +397,11 @@ def test_saving_and_loading_need_a_small_part_of_the_stores_memory(tmp_path, mon
     monkeypatch.setattr(response_file, "_CHUNK_TOKENS", 1 << 14)
     limits = {"capacity_tokens": 1 << 21, "per_prompt": 8, "max_policy_age": None}
     s = ResponseStore(**limits)
+    fill(s, 1, 3)
+    s.save(tmp_path / "first")  # imports what saving needs
+    s = ResponseStore(**limits)
     fill(s, 400, 4000)
     held = 8 * s.tokens
-    store().save(tmp_path / "first")  # imports what saving needs
     tracemalloc.start()
     s.save(tmp_path / "s")
     python_peak = tracemalloc.get_traced_memory()[1]
