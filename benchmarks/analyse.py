@@ -119,7 +119,7 @@ def comparison_table(points: Sequence[Measured], seeds: Sequence[int], k: int) -
 
 
 def summary(points: Sequence[Measured], seeds: Sequence[int], k: int) -> str:
-    """How many of SOUP's points lie above, below, or not apart from, the rivals' frontier."""
+    """How many of SOUP's points lie above, below, or not apart from, the rivals' frontier of pass@1 and pass@k."""
     rivals = [xy(p, seeds, k) for p in points if p.side in ("grpo", "rival")]
     found = {p.name: gain(xy(p, seeds, k), rivals)[0] for p in points if p.side == "soup"}
     if not found:
@@ -131,26 +131,25 @@ def summary(points: Sequence[Measured], seeds: Sequence[int], k: int) -> str:
         if names := [name for name, its in found.items() if its.verdict == verdict]:
             told.append(f"{len(names)} {words} ({', '.join(names)})")
     return (
-        f"Of SOUP's {len(found)} points, by 95% intervals over {len(seeds)} seeds against the rivals' frontier: "
-        f"{'; '.join(told)}. No correction for the number of points: a claim needs fresh seeds."
+        f"pass@{k}: of SOUP's {len(found)} points, by 95% intervals over {len(seeds)} seeds against the rivals' "
+        f"frontier, {'; '.join(told)}. No correction for the number of points: a claim needs fresh seeds."
     )
 
 
-def section(task: str, instrument: str, points: list[Measured], figures: Path, k: int) -> str:
-    """The Markdown of one task on one instrument; draws its figure."""
+def section(task: str, instrument: str, points: list[Measured], figures: Path, ks: Sequence[int]) -> str:
+    """The Markdown of one task on one instrument, with a comparison for every pass@k; draws its figure."""
     seeds = common_seeds(points)
     partial = sorted({seed for point in points for seed in point.by_seed} - set(seeds))
     if not seeds:
         return f"### {task}, {instrument}\n\nNo seed is complete yet.\n"
     slug = re.sub(r"[^a-z]+", "_", instrument.split("(")[0].strip().lower())
     figure = figures / f"frontier_{task}_{slug}.png"
-    draw_frontier(points, seeds, k, f"{task}: {instrument}, {len(seeds)} seeds", figure)
+    draw_frontier(points, seeds, ks, f"{task}: {instrument}, {len(seeds)} seeds", figure)
     said = [
         f"### {task}, {instrument}",
-        summary(points, seeds, k),
         f"Seeds {', '.join(map(str, seeds))}" + (f"; incomplete and left out: {partial}." if partial else "."),
-        f"![pass@1 against pass@{k} on {task}](FIGURES/{figure.name})",
-        comparison_table(points, seeds, k),
+        f"![pass@1 against pass@k on {task}](FIGURES/{figure.name})",
+        *(part for k in ks for part in (summary(points, seeds, k), comparison_table(points, seeds, k))),
         values_table(points, seeds),
     ]
     return "\n\n".join(said) + "\n"
@@ -181,7 +180,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, required=True, help="folder with result.json files at any depth")
     parser.add_argument("--document", type=Path, required=True)
     parser.add_argument("--figures", type=Path, required=True)
-    parser.add_argument("--k", type=int, default=32, help="of pass@k on the frontier")
+    parser.add_argument("--k", type=int, nargs="+", default=[8, 32], help="of pass@k on the frontier")
     arguments = parser.parse_args()
     try:
         found = read_results(arguments.results)

@@ -25,9 +25,19 @@ COLOURS = {  # of Okabe and Ito: apart for every colour vision; a side's methods
 MARKERS = {"grpo": "*", "rival": "sD^v", "soup": "oPXp8", "variant": "<>h"}
 
 
-def draw_frontier(points: Sequence[Measured], seeds: Sequence[int], k: int, title: str, path: Path) -> None:
-    """Means over seeds with standard errors, the knob's value beside each point, the rivals' frontier in grey."""
-    figure, axes = plt.subplots(figsize=(11, 6.5), layout="constrained")
+def draw_frontier(points: Sequence[Measured], seeds: Sequence[int], ks: Sequence[int], title: str, path: Path) -> None:
+    """A panel for each pass@k: means over seeds with standard errors, the knob's value beside each point, the rivals'
+    frontier in grey."""
+    figure, panels = plt.subplots(1, len(ks), figsize=(6 * len(ks) + 4, 6), layout="constrained", squeeze=False)
+    for axes, k in zip(panels[0], ks, strict=True):
+        _draw_panel(axes, points, seeds, k)
+    figure.suptitle(title)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _draw_panel(axes: Axes, points: Sequence[Measured], seeds: Sequence[int], k: int) -> None:
     _draw_hull(axes, [p for p in points if p.side in ("grpo", "rival")], seeds, k)
     places = dict.fromkeys(COLOURS, 0)
     for method in dict.fromkeys(p.method for p in points):
@@ -36,11 +46,8 @@ def draw_frontier(points: Sequence[Measured], seeds: Sequence[int], k: int, titl
         place, places[side] = places[side], places[side] + 1
         colour, marker = (choices[place % len(choices)] for choices in (COLOURS[side], MARKERS[side]))
         _draw_method(axes, of_method, seeds, k, colour, marker)
-    axes.set(title=title, xlabel="pass@1 on validation", ylabel=f"pass@{k} on validation")
+    axes.set(xlabel="pass@1 on validation", ylabel=f"pass@{k} on validation")
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def _draw_hull(axes: Axes, rivals: Sequence[Measured], seeds: Sequence[int], k: int) -> None:

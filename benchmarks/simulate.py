@@ -20,6 +20,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -40,7 +41,6 @@ MEANS = {
     "train_reward": "critic/score/mean",
     "reward_std": "critic/score/std",
     "response_length": "response_length/mean",
-    "step_seconds": "timing_s/step",
 }
 """Reported as means over the steps that logged them."""
 
@@ -99,12 +99,12 @@ def run(assets: Assets, settings: RunSettings, out: Path, label: dict[str, Any])
 
 
 def summary(history: list[dict[str, float]]) -> dict[str, float | None]:
-    """Means over the steps; None for what was never logged."""
+    """Means over the steps, None for what was never logged; of a step's seconds the median: a pause leaves it alone."""
     found: dict[str, float | None] = {}
     for name, key in MEANS.items():
         values = [data[key] for data in history if key in data]
         found[name] = sum(values) / len(values) if values else None
-    return found
+    return found | {"step_seconds": median(data["timing_s/step"] for data in history)}
 
 
 def assignments(pairs: Sequence[str]) -> dict[str, Any]:

@@ -65,10 +65,13 @@ def test_grpos_checkpoints_and_the_start_are_rivals(results):
 
 
 def test_the_tables_say_what_was_measured(results, tmp_path):
-    text = analyse.section("countdown", "search instrument (plain PyTorch)", points_of(results), tmp_path, 32)
-    assert "Of SOUP's 1 points" in text and "1 above (lookahead_age 64)" in text
+    text = analyse.section("countdown", "search instrument (plain PyTorch)", points_of(results), tmp_path, [8, 32])
+    for k in (8, 32):
+        assert f"pass@{k}: of SOUP's 1 points" in text and f"gain: pass@{k} − rivals' frontier" in text
+    assert text.count("1 above (lookahead_age 64)") == 2
     assert "Seeds 0, 1, 2; incomplete and left out: [9]." in text
-    row = next(line for line in text.splitlines() if line.startswith("| lookahead_age 64 | +"))
+    of_8, row = (line for line in text.splitlines() if line.startswith("| lookahead_age 64 | +"))
+    assert "+0.055 ± 0.012" in of_8  # pass@8 is half of both
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1] == "+0.000 ± 0.000"  # pass@1, paired
     assert cells[2] == "+0.110 ± 0.025"  # .10, .11, .12: t 4.303 x .01 / sqrt(3)
