@@ -18,7 +18,7 @@ from verl.trainer.main_ppo import TaskRunnerV1
 
 from soup_verl import run_log
 from soup_verl.series import Series
-from soup_verl.watch import end_when_an_actor_dies
+from soup_verl.watch import end_when_a_process_dies
 
 _TaskRunner: Any = TaskRunnerV1.__ray_metadata__.modified_class.__ray_actor_class__
 
@@ -40,7 +40,7 @@ class SoupTaskRunner(_TaskRunner):
             import soup_verl.cpu.training  # noqa: F401
         for module in filter(None, os.environ.get("SOUP_IMPORT", "").split(",")):
             importlib.import_module(module)
-        with end_when_an_actor_dies():
+        with end_when_a_process_dies():
             super().run(config)
 
 

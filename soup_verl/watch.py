@@ -2,8 +2,8 @@
 
 verl's workers, agent loops, servers and storage units are Ray actors, and Ray's table of actors says which have died. A
 thread of the task runner reads it; a death interrupts the main thread, whatever that is waiting for, and the run ends
-with an error that names the process. What is no actor is watched by the actor that started it: vLLM's server reports
-the death of its engine.
+with an error that names the process. vLLM's engine is no actor: the thread asks its server. To wait for the server to
+report it is not enough, for a worker that sends weights to a dead engine waits for ever and asks nobody.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -34,37 +34,39 @@ INTERRUPTIONS = 10
 UNWANTED = ("WORKER_DIED", "NODE_DIED")
 """Ray's names for the deaths that nobody asked for, unless the worker's exit is of a type `INTENDED_..`."""
 INTENDED = "Worker exit type: INTENDED"
+SERVER = "vLLMHttpServer"
+"""verl's class of the actors that hold an engine, in their attribute `engine`."""
 
 
-class ActorDied(PortableError):
+class ProcessDied(PortableError):
     """A process of the run died."""
 
 
 @contextmanager
-def end_when_an_actor_dies() -> Iterator[None]:
-    """In the main thread of a Ray worker: raise `ActorDied` when an actor of this job dies while the block runs.
+def end_when_a_process_dies() -> Iterator[None]:
+    """In the main thread of a Ray worker: raise `ProcessDied` when an actor of this job, or its engine, dies meanwhile.
 
     An error of the block that comes of a death says so, too.
 
     Raises:
-        ActorDied: names the actor, its process and its node.
+        ProcessDied: names the actor, its process and its node.
     """
     ended, died, earlier = threading.Event(), list[str](), frozenset(deaths())
 
     def interrupt(signum: int, frame: Any) -> None:
         if not ended.is_set():
-            raise ActorDied(died[0])
+            raise ProcessDied(died[0])
 
     handler = signal.signal(signal.SIGUSR1, interrupt)
     thread = threading.Thread(target=_watch, args=(ended, died, earlier), name="soup-actor-watch", daemon=True)
     thread.start()
     try:
         yield
-    except ActorDied:
+    except ProcessDied:
         raise
     except Exception as error:
         if died:
-            raise ActorDied(died[0]) from error
+            raise ProcessDied(died[0]) from error
         raise named(error, earlier)  # noqa: B904  its cause is set, or it is the error itself
     finally:
         ended.set()
@@ -72,7 +74,7 @@ def end_when_an_actor_dies() -> Iterator[None]:
 
 
 def named(error: Exception, earlier: frozenset[str] = frozenset()) -> Exception:
-    """`ActorDied` if the table tells of a death within a little while, else the error as it is.
+    """`ProcessDied` if the table tells of a death within a little while, else the error as it is.
 
     A process that was lost is known at once, a lost node when it has missed its checks, and of the raylet of an only
     node the table never tells: that shows in Ray's `ActorUnavailableError` alone.
@@ -84,7 +86,7 @@ def named(error: Exception, earlier: frozenset[str] = frozenset()) -> Exception:
         found = [f"the connection to a process of the run is lost: its node, or the raylet there, has died ({error})"]
     if not found:
         return error
-    died = ActorDied(found[0])
+    died = ProcessDied(found[0])
     died.__cause__ = error
     return died
 
@@ -94,8 +96,9 @@ def _since(earlier: frozenset[str]) -> list[str]:
 
 
 def _watch(ended: threading.Event, died: list[str], earlier: frozenset[str]) -> None:
+    engines = Engines()
     while not died and not ended.wait(PERIOD):
-        died += _since(earlier)
+        died += _since(earlier) or engines.deaths()
     for _ in range(INTERRUPTIONS):
         if ended.is_set():
             return
@@ -109,17 +112,56 @@ def _watch(ended: threading.Event, died: list[str], earlier: frozenset[str]) -> 
 
 def deaths() -> list[str]:
     """What to say of each actor of this job whose death nobody asked for, the first to die first."""
-    job = ray.get_runtime_context().get_job_id()
     found = []
-    for actor in sorted(state.actors(actor_state_name="DEAD").values(), key=lambda actor: actor["EndTime"]):
+    for actor in sorted(_actors("DEAD"), key=lambda actor: actor["EndTime"]):
         cause = actor["DeathCause"].actor_died_error_context
         reason = cause.DESCRIPTOR.enum_types_by_name["Reason"].values_by_number[cause.reason].name
-        if actor["JobID"] == job and reason in UNWANTED and INTENDED not in cause.error_message:
-            found.append(_line(actor, cause.error_message))
+        if reason in UNWANTED and INTENDED not in cause.error_message:
+            found.append(f"{_title(actor)} died: {' '.join(cause.error_message.split())}")
     return found
 
 
-def _line(actor: dict[str, Any], message: str) -> str:
-    name = " ".join(filter(None, [actor["ActorClassName"].rpartition(".")[2], actor["Name"]]))
-    address = actor["Address"]["IPAddress"]
-    return f"{name} (process {actor['Pid']} on {address}) died: {' '.join(message.split())}"
+class Engines:
+    """The engines of this job's vLLM servers."""
+
+    def __init__(self) -> None:
+        self._asked: dict[str, ray.ObjectRef] = {}
+
+    def deaths(self) -> list[str]:
+        """What to say of each engine that has died. A server that does not answer within a period is busy: it keeps the
+        question, and is not asked again before it has answered."""
+        servers = {actor["Name"]: actor for actor in _actors("ALIVE") if _class(actor) == SERVER}
+        for name in servers.keys() - self._asked.keys():
+            with suppress(ValueError):  # it has died since
+                self._asked[name] = ray.get_actor(name).__ray_call__.remote(_engine_died)
+        questions = list(self._asked.values())
+        answered = ray.wait(questions, num_returns=len(questions), timeout=PERIOD)[0] if questions else []
+        answers = {name: _answer(self._asked.pop(name)) for name, ref in list(self._asked.items()) if ref in answered}
+        lost = [name for name, died in answers.items() if died and name in servers]
+        return [f"the engine of {_title(servers[name])} died" for name in lost]
+
+
+def _engine_died(server: Any) -> bool:
+    """In the server: whether it has an engine (the first node of a replica does, once it has started) that is lost."""
+    return bool(getattr(getattr(server, "engine", None), "errored", False))
+
+
+def _answer(asked: ray.ObjectRef) -> bool:
+    try:
+        return ray.get(asked)
+    except ray.exceptions.RayError:
+        return False  # the server is gone: the table tells
+
+
+def _actors(state_name: str) -> list[dict[str, Any]]:
+    job = ray.get_runtime_context().get_job_id()
+    return [actor for actor in state.actors(actor_state_name=state_name).values() if actor["JobID"] == job]
+
+
+def _class(actor: dict[str, Any]) -> str:
+    return actor["ActorClassName"].rpartition(".")[2]
+
+
+def _title(actor: dict[str, Any]) -> str:
+    name = " ".join(filter(None, [_class(actor), actor["Name"]]))
+    return f"{name} (process {actor['Pid']} on {actor['Address']['IPAddress']})"

@@ -15,7 +15,7 @@ from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import TokenOutput
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
-from soup_verl import rollout
+from soup_verl import rollout, watch
 from soup_verl.cpu import vllm_extension
 from soup_verl.rollout import ContinuingClient, SoupAgentLoop, SoupAgentLoopManager, SoupAgentLoopWorker
 
@@ -171,6 +171,15 @@ def test_vllm_has_the_function_that_the_cpu_extension_replaces_and_looks_it_up_l
         _, file = functions_of(f"vllm.model_executor.layers.{caller}")
         lines = [ln for ln in file.read_text().splitlines() if "import dispatch_cpu_unquantized_gemm" in ln]
         assert lines and all(line.startswith("    ") for line in lines), "imported at module level: our patch is late"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+def test_verls_server_holds_an_engine_that_says_when_it_is_lost():
+    _, server = functions_of("verl.workers.rollout.vllm_rollout.vllm_async_server")
+    assert f"class {watch.SERVER}:" in server.read_text() and "self.engine = engine_client" in server.read_text()
+    functions, file = functions_of("vllm.v1.engine.async_llm")
+    assert [d.id for d in functions["errored"].decorator_list] == ["property"]
+    assert "engine_dead" in ast.get_source_segment(file.read_text(), functions["errored"])
 
 
 def test_the_worker_extension_is_made_with_keywords_before_the_model_is_loaded():

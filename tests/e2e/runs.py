@@ -145,7 +145,7 @@ def _resumed(assets: Path, folder: Path) -> Run:
     """Killed before its first checkpoint and twice after it, left with a newer checkpoint that is torn, and resumed."""
     kills = (
         Kill("FSDP worker", step=2, stage="update", delay=0.0),
-        Kill("vLLM engine", step=4, stage="rollout", delay=0.1),
+        Kill("vLLM engine", step=4, stage="update", delay=0.0),  # then nothing but a weight sync asks for it
         Kill("driver", step=4, stage="rollout", delay=0.2),
     )
     killed = [killed_run(assets, folder, kill, *_SIX) for kill in kills]
