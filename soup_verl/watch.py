@@ -55,14 +55,16 @@ def end_when_a_process_dies() -> Iterator[None]:
 
     def interrupt(signum: int, frame: Any) -> None:
         if not ended.is_set():
-            raise ProcessDied(died[0])
+            raise KeyboardInterrupt(died[0])  # the only error of a signal handler that gets out of `ray.get`
 
     handler = signal.signal(signal.SIGUSR1, interrupt)
     thread = threading.Thread(target=_watch, args=(ended, died, earlier), name="soup-actor-watch", daemon=True)
     thread.start()
     try:
         yield
-    except ProcessDied:
+    except KeyboardInterrupt:
+        if died:
+            raise ProcessDied(died[0]) from None
         raise
     except Exception as error:
         if died:

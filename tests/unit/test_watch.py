@@ -99,7 +99,14 @@ def test_the_first_to_die_comes_first(sleeper):
 
 
 @pytest.mark.parametrize(
-    "wait", [lambda actor: time.sleep(60), lambda actor: ray.get(actor.sleep.remote(60))], ids=["anything", "the dead"]
+    "wait",
+    [
+        lambda actor: time.sleep(60),
+        lambda actor: ray.get(actor.sleep.remote(60)),
+        lambda actor: ray.get(Sleeper.remote().sleep.remote(60)),
+        lambda actor: asyncio.run(asyncio.sleep(60)),
+    ],
+    ids=["anything", "the dead", "the living", "a coroutine"],
 )
 def test_a_wait_is_interrupted_and_the_error_names_what_died(request, sleeper, wait):
     before, started = signal.getsignal(signal.SIGUSR1), time.monotonic()
