@@ -72,13 +72,15 @@ class Probe(Stages):
 
     def _update_actor(self, batch, metrics):
         stored = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=FIELDS)
+        # A nested tensor is taken apart once: a row at a time, it would be taken apart for every row.
+        columns = {name: list(stored[name]) for name in FIELDS if name in stored and name != "uid"}
         rows = []
         for i, key in enumerate(batch.keys):
             row = {"session": int(key.split("_")[1]), "recomputed_log_probs": self.recomputed[i]}
-            for name in (field for field in FIELDS if field in stored):
-                value = stored[name][i]
-                row[name] = value.clone() if isinstance(value, torch.Tensor) else getattr(value, "data", value)
-            row.pop("uid")
+            for name, column in columns.items():
+                row[name] = (
+                    column[i].clone() if isinstance(column[i], torch.Tensor) else getattr(column[i], "data", column[i])
+                )
             rows.append(row)
         rows.sort(key=lambda r: (int(r["index"]), r["session"]))
         batch = super()._update_actor(batch, metrics)
