@@ -64,6 +64,7 @@ def check_order(question: str, answer: str) -> Verdict:
 CHECKERS: dict[str, Callable[[str, str], Verdict]] = {
     "countdown": check_countdown,
     "chain_sum": check_chain_sum,
+    "chain_sum_8": check_chain_sum,
     "order": check_order,
 }
 
@@ -109,6 +110,7 @@ def count_order(question: str) -> int:
 COUNTS: dict[str, Callable[[str], int]] = {
     "countdown": count_countdown,
     "chain_sum": count_chain_sum,
+    "chain_sum_8": count_chain_sum,
     "order": count_order,
 }
 

@@ -2,6 +2,7 @@
 
     countdown   "3,9,5,7,3=10"   reach the number after "=" from the others with + and -     several valid answers
     chain_sum   "27+45-13="      add up; running totals first, the result on the last line   one valid answer
+    chain_sum_8                  the same with eight numbers, for longer responses
     order       "kdbg:d<k,b<g"   put letters in an order that keeps every pair               many valid answers
 
 `rewards.py` checks answers. A question's `key` is what makes two questions the same; no key is in two splits.
@@ -13,6 +14,7 @@ import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from benchmarks.rewards import COUNTS
 
@@ -91,15 +93,13 @@ def key_countdown(question: str) -> str:
 
 # ---- chain_sum ----
 
-TERMS = 4
 
-
-def draw_chain_sum(rng: random.Random) -> str:
-    """Four numbers of two digits; no running total falls below 0."""
+def draw_chain_sum(rng: random.Random, *, terms: int) -> str:
+    """So many numbers of two digits; no running total falls below 0."""
     while True:
-        terms = [rng.randint(10, 99), *(rng.choice((1, -1)) * rng.randint(10, 99) for _ in range(TERMS - 1))]
-        if min(itertools.accumulate(terms)) >= 0:
-            return spelled(terms) + "="
+        drawn = [rng.randint(10, 99), *(rng.choice((1, -1)) * rng.randint(10, 99) for _ in range(terms - 1))]
+        if min(itertools.accumulate(drawn)) >= 0:
+            return spelled(drawn) + "="
 
 
 def running_totals(question: str) -> list[int]:
@@ -123,6 +123,13 @@ def slip_chain_sum(rng: random.Random, question: str) -> str:
 
 def key_chain_sum(question: str) -> str:
     return question
+
+
+def chain_sum(name: str, *, terms: int, sft_steps: int, max_prompt_tokens: int, max_response_tokens: int) -> Task:
+    """The task with so many numbers."""
+    draw = partial(draw_chain_sum, terms=terms)
+    sizes = (0.3, sft_steps, max_prompt_tokens, max_response_tokens)
+    return Task(name, draw, answer_chain_sum, slip_chain_sum, key_chain_sum, *sizes)
 
 
 # ---- order ----
@@ -163,7 +170,8 @@ TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         Task("countdown", draw_countdown, answer_countdown, slip_countdown, key_countdown, 0.15, 600, 32, 14),
-        Task("chain_sum", draw_chain_sum, answer_chain_sum, slip_chain_sum, key_chain_sum, 0.3, 700, 28, 14),
+        chain_sum("chain_sum", terms=4, sft_steps=700, max_prompt_tokens=28, max_response_tokens=14),
+        chain_sum("chain_sum_8", terms=8, sft_steps=1000, max_prompt_tokens=44, max_response_tokens=30),
         Task("order", draw_order, answer_order, slip_order, key_order, 0.5, 700, 48, 10),
     )
 }
