@@ -6,7 +6,7 @@
 Learning rate 0 and ignored end-of-sequence tokens keep every response equally long. Within a run, blocks of steps
 alternate between plain GRPO and SOUP, so that both see the same machine at the same time. A step counts as SOUP's when
 it uses prefixes and pays for those of a later step, as GRPO's when it does neither; steps in between are left out.
-Prints a table and writes `overhead.json`.
+Prints a table and writes `overhead.json`, with the largest resident memory of the processes that hold history.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median, quantiles
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = 6  # steps in a block
@@ -47,7 +50,13 @@ WORKLOADS = {
     "toy": Workload(3, 128, 4, 8, 8, 32, 2, 12, 38, "requests cost more than tokens"),
     "decode": Workload(4, 192, 6, 4, 4, 384, 16, 192, 26, "generation dominates"),
     "batch": Workload(4, 192, 6, 8, 16, 128, 4, 64, 26, "many responses at once: tokens cost more than rounds"),
+    # Against response length at one size, and against size at one length.
+    "tokens_32": Workload(4, 192, 6, 4, 4, 32, 2, 16, 38, "16 responses of 32 tokens"),
+    "tokens_128": Workload(4, 192, 6, 4, 4, 128, 8, 64, 26, "16 responses of 128 tokens"),
+    "wide": Workload(8, 512, 8, 4, 4, 128, 8, 64, 26, "16 responses of 128 tokens, weights cost more than requests"),
 }
+KINDS = {"task runner": "ray::SoupTaskRunner", "FSDP worker": "ray::WorkerDict", "vLLM engine": "VLLM::EngineCore"}
+"""Processes that hold history or could: kind -> how the title begins."""
 LIMITS = {
     ("toy", "lookahead"): 1.20,
     ("decode", "lookahead"): 1.05,
@@ -70,6 +79,26 @@ def kind_of(step: int, source: str) -> str | None:
     if uses and pays:
         return "soup"
     return None if uses or pays else "grpo"
+
+
+class Memory:
+    """The largest resident memory of a run's processes by kind, in MB, as far as it was seen."""
+
+    def __init__(self, driver: int) -> None:
+        self._driver = psutil.Process(driver)
+        self.largest: dict[str, float] = {}
+
+    def look(self) -> None:
+        """Compare with what the processes take now."""
+        for process in self._driver.children(recursive=True):
+            try:
+                title = " ".join(process.cmdline())
+                resident = process.memory_info().rss / 1e6
+            except psutil.Error:
+                continue
+            for kind, start in KINDS.items():
+                if title.startswith(start):
+                    self.largest[kind] = max(resident, self.largest.get(kind, 0.0))
 
 
 def make_model(folder: Path, workload: Workload) -> None:
@@ -109,8 +138,15 @@ def make_model(folder: Path, workload: Workload) -> None:
     )
 
 
-def run(folder: Path, source: str, workload: Workload) -> dict[int, dict[str, float]]:
-    """One real training run; returns its metrics by step."""
+def run(folder: Path, source: str, workload: Workload) -> tuple[dict[int, dict[str, float]], dict[str, float]]:
+    """One real training run.
+
+    Returns:
+        Its metrics by step, and the largest resident memory by kind of process, in MB.
+
+    Raises:
+        subprocess.CalledProcessError: the run failed.
+    """
     from soup_verl import run_log
 
     settings = {
@@ -148,7 +184,7 @@ def run(folder: Path, source: str, workload: Workload) -> dict[int, dict[str, fl
     log = folder / f"{source}.log"
     print(f"{folder.name}, {source}: {workload.steps} steps, log in {log}", flush=True)
     with log.open("w") as file:
-        subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, "-m", "recipe.soup.main_soup", *(f"{k}={v}" for k, v in settings.items())],
             cwd=ROOT,
             env={
@@ -158,9 +194,14 @@ def run(folder: Path, source: str, workload: Workload) -> dict[int, dict[str, fl
             },
             stdout=file,
             stderr=subprocess.STDOUT,
-            check=True,
         )
-    return run_log.read(folder / source)
+        memory = Memory(process.pid)
+        while process.poll() is None:
+            memory.look()
+            time.sleep(2)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, process.args)
+    return run_log.read(folder / source), {kind: round(mb) for kind, mb in memory.largest.items()}
 
 
 def summarize(metrics: dict[int, dict[str, float]], source: str) -> dict[str, object]:
@@ -194,7 +235,7 @@ def main() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("model", "source", "GRPO s/step", "SOUP s/step", "ratio", "limit", "decoded tokens, ratio")
+    table = Table("model", "source", "GRPO s/step", "SOUP s/step", "ratio", "limit", "decoded tokens, ratio", "MB")
     for name in args.model or WORKLOADS:
         workload = replace(WORKLOADS[name], steps=args.steps or WORKLOADS[name].steps)
         folder = (args.out / name).absolute()
@@ -202,7 +243,8 @@ def main() -> None:
         make_model(folder, workload)
         results[name] = {"workload": asdict(workload)}
         for source in args.sources:
-            result = summarize(run(folder, source, workload), source)
+            metrics, memory = run(folder, source, workload)
+            result = summarize(metrics, source) | {"largest_resident_mb": memory}
             results[name][source] = result
             limit = LIMITS.get((name, source))
             table.add_row(
@@ -213,6 +255,7 @@ def main() -> None:
                 f"{result['ratio']:.3f}",
                 "-" if limit is None else f"{limit:.2f}",
                 f"{result['decode_tokens_ratio']:.3f}",
+                ", ".join(f"{kind} {mb}" for kind, mb in memory.items()),
             )
             (args.out / "overhead.json").write_text(json.dumps(results, indent=1))
     Console().print(table)
