@@ -1,4 +1,4 @@
-"""Where the ranks of a CPU run meet: torch's store, on the loopback address where all of them are on this machine."""
+"""Where the ranks of a CPU run meet, and which way they talk: over loopback where all of them are on this machine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ipaddress
 import os
 import socket
 
+import psutil
 import torch
 
 
@@ -13,8 +14,27 @@ def join_gloo_group() -> None:
     """verl would ask for the backend "cpu:gloo,cpu:gloo", which torch refuses; it leaves an existing group alone."""
     if not torch.distributed.is_initialized():
         rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        store = _loopback_store(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), rank, world_size)
+        host = os.environ["MASTER_ADDR"]
+        store = _loopback_store(host, int(os.environ["MASTER_PORT"]), rank, world_size)
+        if interface := _interface_towards(host):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         torch.distributed.init_process_group(backend="gloo", store=store, rank=rank, world_size=world_size)
+
+
+def _interface_towards(host: str) -> str | None:
+    """The network interface that leads to `host`, None if it cannot be told.
+
+    gloo left to itself listens where the node's own name leads, which many systems set to a loopback address: the other
+    nodes then find nobody there.
+    """
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, 9))  # sends nothing
+            own = probe.getsockname()[0]
+    except OSError:
+        return None
+    names = (name for name, addresses in psutil.net_if_addrs().items() if any(a.address == own for a in addresses))
+    return next(names, None)
 
 
 def _loopback_store(host: str, port: int, rank: int, world_size: int) -> torch.distributed.Store | None:
