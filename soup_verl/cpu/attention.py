@@ -1,4 +1,4 @@
-"""Attention over packed sequences (`use_remove_padding`), each by itself.
+"""Attention over packed sequences (`use_remove_padding`), each by itself, or behind the prompt that it shares.
 
 transformers' `sdpa` lets all sequences of a packed micro-batch attend through one dense mask, whose cost grows with the
 square of the micro-batch; flash-attn, which reads where they end, needs a GPU. bfloat16 is attended to in float32:
@@ -31,33 +31,46 @@ def packed_sdpa(
         module: the attention layer.
         query, key, value: (batch, heads, tokens, head_dim).
         attention_mask: used where the batch is not packed.
-        position_ids: (1, tokens) where it is; each sequence counts from 0.
+        position_ids: (1, tokens) where it is. A sequence that counts from 0 stands by itself; one that counts from p
+            goes on from the first p tokens of the last one that counts from 0 (`shared_prompts.py`).
 
     Returns:
         (batch, tokens, heads, head_dim), and None for the weights.
     """
     dtype = query.dtype
     query, key, value = query.float(), key.float(), value.float()
-    ends = _ends(position_ids, sliding_window=kwargs.get("sliding_window")) if len(query) == 1 else []
-    if len(ends) < 2:
+    spans = _spans(position_ids, sliding_window=kwargs.get("sliding_window")) if len(query) == 1 else []
+    if len(spans) < 2:
         if attention_mask is not None and attention_mask.is_floating_point():
             attention_mask = attention_mask.float()
         out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return out.to(dtype), None
-    lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    sequences = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
-    parts = [sdpa_attention_forward(module, *sequence, None, **kwargs)[0] for sequence in sequences]
+    parts = []
+    for shared, own in spans:
+        mask, keys, values = None, key[:, :, own], value[:, :, own]
+        if length := shared.stop - shared.start:
+            keys = torch.cat([key[:, :, shared], keys], dim=2)
+            values = torch.cat([value[:, :, shared], values], dim=2)
+            mask = keys.new_ones(own.stop - own.start, keys.shape[2], dtype=torch.bool).tril(length)[None, None]
+        parts.append(sdpa_attention_forward(module, query[:, :, own], keys, values, mask, **kwargs)[0])
     return torch.cat(parts, dim=1).to(dtype), None
 
 
-def _ends(position_ids: Tensor | None, *, sliding_window: int | None) -> list[int]:
-    """Where the packed sequences end; [] if there are none, or one is longer than the layer's window."""
+def _spans(position_ids: Tensor | None, *, sliding_window: int | None) -> list[tuple[slice, slice]]:
+    """For each packed sequence the tokens it shares, often none, and its own; [] if none are packed, or one is longer
+    than the layer's window."""
     if position_ids is None or position_ids.dim() != 2 or len(position_ids) != 1:
         return []
-    starts = (position_ids[0].diff() != 1).nonzero()[:, 0] + 1
-    ends = [*starts.tolist(), position_ids.shape[1]]
-    longest = max(end - start for start, end in zip([0, *ends], ends, strict=False))
-    return [] if sliding_window and longest > sliding_window else ends
+    positions = position_ids[0]
+    starts = [0, *((positions.diff() != 1).nonzero()[:, 0] + 1).tolist()]
+    ends = [*starts[1:], len(positions)]
+    spans, first = [], 0
+    for start, end, shared in zip(starts, ends, positions[starts].tolist(), strict=True):
+        first = first if shared else start
+        if sliding_window and shared + end - start > sliding_window:
+            return []
+        spans.append((slice(first, first + shared), slice(start, end)))
+    return spans
 
 
 def use_for_sdpa() -> None:

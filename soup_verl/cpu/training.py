@@ -7,12 +7,15 @@ from unittest import mock
 
 import ray
 import torch
+from tensordict import TensorDict
 from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
+from verl.utils import tensordict_utils as tu
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDPEngineWithValueHead
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from soup_verl.actor_worker import SoupActorWorker
+from soup_verl.cpu import shared_prompts
 from soup_verl.cpu.attention import use_for_sdpa
 from soup_verl.cpu.rendezvous import join_gloo_group
 from soup_verl.trainer import SoupTrainer
@@ -39,7 +42,43 @@ class _CpuEngine:
 
 @EngineRegistry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device=["cpu"])
 class CpuLanguageModelEngine(_CpuEngine, FSDPEngineWithLMHead):
-    pass
+    """verl's engine; packed micro-batches of prompts and responses have each prompt once (`shared_prompts.py`)."""
+
+    def _build_module(self) -> torch.nn.Module:
+        module = super()._build_module()
+        self._may_share_prompts = shared_prompts.is_possible(module) and not self.use_ulysses_sp
+        return module
+
+    def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict, dict]:
+        inputs, output_args = super().prepare_model_inputs(micro_batch)
+        options = ("use_fused_kernels", "distillation_use_topk", "calculate_sum_pi_squared")
+        if (
+            self._may_share_prompts
+            and "responses" in micro_batch
+            and micro_batch["responses"].is_nested
+            and output_args.get("pad_size") == 0  # packed, and to no fixed length
+            and not any(tu.get_non_tensor_data(micro_batch, option, False) for option in options)
+        ):
+            input_ids = micro_batch["input_ids"]
+            lengths = input_ids.offsets().diff() - micro_batch["responses"].offsets().diff()
+            layout = output_args["layout"] = shared_prompts.share_prompts(input_ids, lengths)
+            for name in ("input_ids", "position_ids"):
+                inputs[name] = inputs[name][:, layout.tokens]
+            for name in ("input_ids_rmpad_rolled", "temperature_rmpad"):
+                output_args[name] = output_args[name][layout.targets]
+            inputs["logits_to_keep"] = layout.logits
+        return inputs, output_args
+
+    def prepare_model_outputs(
+        self, output: Any, output_args: dict, micro_batch: TensorDict, logits_processor_func: Any
+    ) -> dict:
+        layout = output_args.get("layout")
+        if layout is None:
+            return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
+        responses = micro_batch.copy()
+        responses["input_ids"] = micro_batch["responses"]  # verl takes the outputs' offsets from these
+        found = super().prepare_model_outputs(output, output_args, responses, logits_processor_func)
+        return {name: layout.spread(values.values()) for name, values in found.items()}
 
 
 @EngineRegistry.register(model_type="value_model", backend=["fsdp", "fsdp2"], device=["cpu"])

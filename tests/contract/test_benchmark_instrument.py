@@ -41,6 +41,32 @@ def test_prepare_leaves_verls_rows_and_a_complete_folder_is_reused(prepared):
     assert row["reward_model"]["ground_truth"] == row["prompt"][0]["content"]
 
 
+def test_every_task_has_a_warm_start_of_its_settings_and_another_setting_has_none():
+    from benchmarks import prepare
+    from benchmarks.tasks import task_named
+
+    for name in ("chain_sum", "countdown", "order"):
+        task = task_named(name)
+        settings = prepare.Settings(name, task.slips, task.sft_steps)
+        assert prepare.stored_warm_start(settings) == prepare.WARM_STARTS / f"{name}.safetensors"
+    assert prepare.stored_warm_start(prepare.Settings(name, task.slips, task.sft_steps + 1)) is None
+
+
+def test_what_is_kept_is_what_was_measured(prepared, tmp_path, monkeypatch):
+    from benchmarks import prepare
+    from benchmarks.policy import read_weights
+
+    _, settings, _ = prepared
+    monkeypatch.setattr(prepare, "WARM_STARTS", tmp_path / "starts")
+    trained = prepare.prepare(tmp_path / "trained", settings, keep=True)
+    stored = prepare.stored_warm_start(settings)
+    again = prepare.prepare(tmp_path / "again", settings, stored=stored)
+    assert again["warm_start"] == "order.safetensors" and again["val"] == trained["val"]
+    weights = read_weights(tmp_path / "again" / "model")
+    for name, weight in read_weights(tmp_path / "trained" / "model").items():
+        assert weight.dtype == torch.float32 and torch.equal(weight, weights[name])
+
+
 def test_verls_loader_finds_a_reward_that_needs_nothing_of_this_repository(prepared, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     spec = importlib.util.spec_from_file_location("custom_module", ROOT / "benchmarks" / "rewards.py")

@@ -173,6 +173,7 @@ def _two_ranks(assets: Path, folder: Path) -> dict[str, Run]:
             "soup.prefix_objective=masked",
             "actor_rollout_ref.actor.optim.lr=1e-8",
             "actor_rollout_ref.rollout.temperature=0.7",
+            "actor_rollout_ref.model.use_remove_padding=true",
         ),
         "reward_is_nan": (
             *PREFIXES,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-# Learning rate 0, temperature 1.0, FSDP2; and 1e-8, temperature 0.7, FSDP on two ranks.
+# Learning rate 0, temperature 1.0, FSDP2; and 1e-8, temperature 0.7, FSDP on two ranks, packed with shared prompts.
 RUNS = ("frozen_warm", "two_ranks")
 
 
