@@ -20,7 +20,7 @@ N=${N:-8}                      # responses a prompt
 LR=${LR:-1e-5}
 TEMPERATURE=${TEMPERATURE:-0.7} # at 1.0 one response in two is not even in a box at first
 RESPONSE_TOKENS=${RESPONSE_TOKENS:-48}
-MICRO_BATCH_TOKENS=${MICRO_BATCH_TOKENS:-1024}
+MICRO_BATCH_PROMPTS=${MICRO_BATCH_PROMPTS:-4} # with all their responses
 THREADS=${THREADS:-$(getconf _NPROCESSORS_ONLN)}
 DTYPE=${DTYPE:-auto}           # of products, weights stay float32: bf16, fp32, or auto: bf16 where the CPU multiplies it
 OLD_LOG_PROBS=${OLD_LOG_PROBS:-rollout} # rollout: the engine's own; actor: recomputed, one more forward pass a step
@@ -70,9 +70,9 @@ ALGORITHM=(algorithm.rollout_correction.bypass_mode="$BYPASS")
 ACTOR=(
   actor_rollout_ref.actor.optim.lr="$LR"
   actor_rollout_ref.actor.ppo_mini_batch_size="$PROMPTS"
-  # A token has 49,152 logits, in float32 for the log-probs: few tokens at a time.
-  actor_rollout_ref.actor.use_dynamic_bsz=true
-  actor_rollout_ref.actor.ppo_max_token_len_per_gpu="$MICRO_BATCH_TOKENS"
+  # The responses of a group stay together: on a CPU their prompt is computed once for all of them.
+  actor_rollout_ref.actor.use_dynamic_bsz=false
+  actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu="$((MICRO_BATCH_PROMPTS * N))"
   actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype="$DTYPE"
   actor_rollout_ref.actor.fsdp_config.reshard_after_forward=false # one rank: gathering again would only copy
 )
