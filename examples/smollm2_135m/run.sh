@@ -77,6 +77,7 @@ ACTOR=(
   actor_rollout_ref.actor.fsdp_config.reshard_after_forward=false # one rank: gathering again would only copy
 )
 ROLLOUT=(
+  actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu="$((MICRO_BATCH_PROMPTS * N))"
   actor_rollout_ref.rollout.n="$N"
   actor_rollout_ref.rollout.temperature="$TEMPERATURE"
   actor_rollout_ref.rollout.dtype="$ROLLOUT_DTYPE"
