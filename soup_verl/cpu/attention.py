@@ -45,32 +45,33 @@ def packed_sdpa(
             attention_mask = attention_mask.float()
         out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return out.to(dtype), None
+    # Pieces first: the gradient of a slice is as long as what it was cut from, that of a split is put together once.
+    lengths = [own for own, _ in spans]
+    pieces = list(zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True))
     parts = []
-    for shared, own in spans:
-        mask, keys, values = None, key[:, :, own], value[:, :, own]
-        if length := shared.stop - shared.start:
-            keys = torch.cat([key[:, :, shared], keys], dim=2)
-            values = torch.cat([value[:, :, shared], values], dim=2)
-            mask = keys.new_ones(own.stop - own.start, keys.shape[2], dtype=torch.bool).tril(length)[None, None]
-        parts.append(sdpa_attention_forward(module, query[:, :, own], keys, values, mask, **kwargs)[0])
+    first_keys, first_values = pieces[0][1:]
+    for (queries, keys, values), (own, shared) in zip(pieces, spans, strict=True):
+        mask = None
+        if shared:
+            keys = torch.cat([first_keys[:, :, :shared], keys], dim=2)
+            values = torch.cat([first_values[:, :, :shared], values], dim=2)
+            mask = keys.new_ones(own, shared + own, dtype=torch.bool).tril(shared)[None, None]
+        else:
+            first_keys, first_values = keys, values
+        parts.append(sdpa_attention_forward(module, queries, keys, values, mask, **kwargs)[0])
     return torch.cat(parts, dim=1).to(dtype), None
 
 
-def _spans(position_ids: Tensor | None, *, sliding_window: int | None) -> list[tuple[slice, slice]]:
-    """For each packed sequence the tokens it shares, often none, and its own; [] if none are packed, or one is longer
-    than the layer's window."""
+def _spans(position_ids: Tensor | None, *, sliding_window: int | None) -> list[tuple[int, int]]:
+    """For each packed sequence its tokens, and how many it shares, often 0; [] if none are packed, or one is longer than
+    the layer's window."""
     if position_ids is None or position_ids.dim() != 2 or len(position_ids) != 1:
         return []
     positions = position_ids[0]
     starts = [0, *((positions.diff() != 1).nonzero()[:, 0] + 1).tolist()]
     ends = [*starts[1:], len(positions)]
-    spans, first = [], 0
-    for start, end, shared in zip(starts, ends, positions[starts].tolist(), strict=True):
-        first = first if shared else start
-        if sliding_window and shared + end - start > sliding_window:
-            return []
-        spans.append((slice(first, first + shared), slice(start, end)))
-    return spans
+    spans = [(end - start, positions[start].item()) for start, end in zip(starts, ends, strict=True)]
+    return [] if sliding_window and max(map(sum, spans)) > sliding_window else spans
 
 
 def use_for_sdpa() -> None:
