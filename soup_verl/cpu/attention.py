@@ -63,7 +63,7 @@ def packed_sdpa(
 
 
 def _spans(position_ids: Tensor | None, *, sliding_window: int | None) -> list[tuple[int, int]]:
-    """For each packed sequence its tokens, and how many it shares, often 0; [] if none are packed, or one is longer than
+    """For each packed sequence its tokens, and how many it shares, often 0; [] if none are packed or one is longer than
     the layer's window."""
     if position_ids is None or position_ids.dim() != 2 or len(position_ids) != 1:
         return []
