@@ -1,4 +1,4 @@
-"""Compare the quickstart's two runs: a table, `summary.json` and `curves.png`.
+"""Compare a GRPO and a SOUP run, the quickstart's by default: a table, `summary.json` and `curves.png`.
 
     python examples/quickstart/summarize.py --grpo runs/quickstart/grpo --soup runs/quickstart/soup \
         --source snapshot --mixed-fraction 0.25 --out runs/quickstart
@@ -123,7 +123,7 @@ def shown(value: object) -> str:
 def print_table(summary: dict) -> None:
     """Print both runs side by side."""
     ratio = shown(summary["step_time_ratio"])
-    table = Table(title="Quickstart: GRPO and SOUP", caption=f"step time, SOUP / GRPO: {ratio}")
+    table = Table(title="GRPO and SOUP", caption=f"step time, SOUP / GRPO: {ratio}")
     table.add_column("")
     table.add_column("GRPO", justify="right")
     table.add_column("SOUP", justify="right")
@@ -140,38 +140,49 @@ def rolling_mean(series: Series, window: int = 5) -> Series:
 
 
 def draw(axes: Axes, title: str, unit: str, curves: dict[str, Series], marker: str = "") -> None:
-    """Draw the curves of one metric, a run a line; an empty panel says that nothing was logged."""
+    """Draw the curves of one metric, a run a line."""
     for name, series in curves.items():
         if series:
             axes.plot(*zip(*series, strict=True), LINES[name], marker=marker, color=COLOURS[name], label=name)
     axes.set(title=title, xlabel="training step", ylabel=unit)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
-    if any(curves.values()):
-        axes.legend()
-    else:
-        axes.text(0.5, 0.5, "not logged", ha="center", va="center", transform=axes.transAxes)
+    axes.legend()
 
 
 def plot_curves(grpo: Run, soup: Run, path: Path) -> None:
-    """Write the four panels: validation accuracy, training reward, entropy, KL on prefix tokens."""
-    figure, panels = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
-    accuracy, reward, entropy, prefix_kl = panels.flat
+    """Write a panel each of validation accuracy, training reward, entropy and KL on prefix tokens, as far as logged."""
     runs = {"GRPO": grpo, "SOUP": soup}
-    draw(accuracy, "Validation accuracy", "fraction right", {k: run.validation() for k, run in runs.items()}, "o")
-    accuracy.set_ylim(0, 1)
-    rewards = {name: rolling_mean(run.series(TRAIN_REWARD)) for name, run in runs.items()}
-    draw(reward, "Training reward (mean of 5 steps)", "mean reward", rewards)
-    reward.set_ylim(0, 1)
-    draw(entropy, "Entropy", "nats a token", {name: run.series(ENTROPY) for name, run in runs.items()})
-    divergence = {"SOUP": soup.series(SOUP_METRICS["prefix_kl"])}
-    draw(prefix_kl, "KL on prefix tokens", "k3 estimate, nats a token", divergence)
+    panels = [
+        ("Validation accuracy", "fraction right", {k: run.validation() for k, run in runs.items()}, "o"),
+        (
+            "Training reward (mean of 5 steps)",
+            "mean reward",
+            {name: rolling_mean(run.series(TRAIN_REWARD)) for name, run in runs.items()},
+        ),
+        ("Entropy", "nats a token", {name: run.series(ENTROPY) for name, run in runs.items()}),
+        (
+            "KL on prefix tokens",
+            "k3 estimate, nats a token",
+            {"SOUP": soup.series(SOUP_METRICS["prefix_kl"])},
+        ),
+    ]
+    panels = [panel for panel in panels if any(panel[2].values())]
+    rows = (len(panels) + 1) // 2
+    figure, axes = plt.subplots(rows, 2, figsize=(10, 3.5 * rows), layout="constrained", squeeze=False)
+    for place, panel in zip(axes.flat, panels, strict=False):
+        draw(place, *panel)
+        if "nats" not in panel[1]:
+            place.set_ylim(0, 1)
+    for place in axes.flat[len(panels) :]:
+        place.remove()
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
 def main() -> None:
     """Parse the command line, read both runs, write the summary and the figure."""
-    parser = argparse.ArgumentParser(description="Compare the quickstart's GRPO and SOUP runs.")
+    parser = argparse.ArgumentParser(description="Compare a GRPO and a SOUP run.")
     parser.add_argument("--grpo", type=Path, required=True, help="folder of the GRPO run")
     parser.add_argument("--soup", type=Path, required=True, help="folder of the SOUP run")
     parser.add_argument("--source", required=True, help="where SOUP's prefixes came from")
