@@ -7,7 +7,7 @@ of all, DIR/prepare.json with pass@k on validation. A folder that is complete is
 from the start.
 
 The weights are those of `benchmarks/warm_starts`, from which everything published started: the same training on another
-processor ends elsewhere (pass@1 of `chain_sum` .16 instead of .31). `--train` trains anew, three to ten minutes a task
+processor ends elsewhere (pass@1 of `chain_sum` .16 instead of .31). `--train` trains anew, one to three minutes a task
 on one core; `--train --keep` puts the outcome into that folder.
 """
 

@@ -37,6 +37,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 import pandas as pd
 import reasoning_gym
 import torch
+from muon import Muon
 from reward import compute_score
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import (
@@ -269,7 +270,7 @@ def build_optimizers(model: Qwen2ForCausalLM, settings: Settings) -> list[torch.
     matrices = [weight for name, weight in model.named_parameters() if name in layers]
     others = [weight for name, weight in model.named_parameters() if name not in layers]
     return [
-        torch.optim.Muon(matrices, lr=settings.sft_lr_matrices, momentum=0.95, weight_decay=0.01),
+        Muon(matrices, lr=settings.sft_lr_matrices, momentum=0.95, weight_decay=0.01),
         torch.optim.AdamW(others, lr=settings.sft_lr, betas=(0.9, 0.98), weight_decay=0.01),
     ]
 
