@@ -70,7 +70,7 @@ def _spans(position_ids: Tensor | None, *, sliding_window: int | None) -> list[t
     positions = position_ids[0]
     starts = [0, *((positions.diff() != 1).nonzero()[:, 0] + 1).tolist()]
     ends = [*starts[1:], len(positions)]
-    spans = [(end - start, positions[start].item()) for start, end in zip(starts, ends, strict=True)]
+    spans = [(end - start, int(positions[start])) for start, end in zip(starts, ends, strict=True)]
     return [] if sliding_window and max(map(sum, spans)) > sliding_window else spans
 
 
