@@ -53,3 +53,13 @@ def test_every_field_has_the_length_of_the_response(rows):
         names = ("response_mask", "prefix_mask", "rollout_log_probs", "old_log_probs", "advantages")
         assert {len(row[name]) for name in names} == {len(row["responses"])}
         assert len(row["responses"]) <= 16
+
+
+def test_a_response_without_an_end_token_counts_to_its_last_token(rows):
+    end = {int(row["responses"][-1]) for row in rows if len(row["responses"]) < 16}
+    assert len(end) <= 1  # nothing but the end token makes a response shorter than the budget
+    cut = [row for row in rows if len(row["responses"]) == 16 and int(row["responses"][-1]) not in end]
+    assert cut
+    for row in cut:
+        assert (row["response_mask"].bool() | row["prefix_mask"].bool()).all()  # `masked` takes prefixes out
+        assert row["advantages"].isfinite().all()
