@@ -10,11 +10,25 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+FIRST_FRESH_SEED = 100
+"""Seeds from here on were run after the first ones had been looked at: they confirm, and are kept apart."""
 STOPPED = "grpo_stopped"
 """Points made of GRPO's checkpoints: stopping early costs nothing and moves along the same two axes."""
 OF_RUN = ("prefix_kl", "prefix_gradient_lost", "reward_std", "step_seconds", "seconds", "decode_tokens")
+
+
+class Group(NamedTuple):
+    """Results that are compared with each other."""
+
+    task: str
+    instrument: str
+    fresh: bool
+
+    @property
+    def title(self) -> str:
+        return f"{self.task}, {self.instrument}" + (", fresh seeds" if self.fresh else "")
 
 
 @dataclass
@@ -42,16 +56,17 @@ class Measured:
         return [self.by_seed[seed].get(key) for seed in seeds]
 
 
-def read_results(folder: Path) -> dict[tuple[str, str], list[Measured]]:
-    """(task, instrument) -> points, GRPO's checkpoints among them.
+def read_results(folder: Path) -> dict[Group, list[Measured]]:
+    """Group -> points, GRPO's checkpoints among them.
 
     Raises:
         ValueError: there is none, or two results claim the same point and seed.
     """
-    found: dict[tuple[str, str], dict[tuple[str, Any], Measured]] = {}
+    found: dict[Group, dict[tuple[str, Any], Measured]] = {}
     for path in sorted(folder.rglob("result.json")):
         result = json.loads(path.read_text())
-        points = found.setdefault((result["task"], result["instrument"]), {})
+        group = Group(result["task"], result["instrument"], result["seed"] >= FIRST_FRESH_SEED)
+        points = found.setdefault(group, {})
         for name, value, values in _points_of(result):
             point = points.setdefault((name["method"], value), Measured(**name, value=value))
             if result["seed"] in point.by_seed:

@@ -6,8 +6,9 @@ import pytest
 
 from benchmarks.grid import GRID, chosen, read_points
 from benchmarks.keep import keep
-from benchmarks.replicate import compare, measured, prediction, shown
-from benchmarks.results import Measured
+from benchmarks.replicate import compare, measured, of_stored_warm_start, prediction, shown
+from benchmarks.results import Group, Measured
+from benchmarks.simulate import INSTRUMENT
 
 
 def test_the_prediction_interval_of_three_numbers():
@@ -30,6 +31,15 @@ def grpo(by_seed):
 def test_a_number_outside_is_marked(value, inside):
     rows = shown("grpo", compare(grpo({0: 0.4, 1: 0.5, 2: 0.45}), grpo({1000: value})))
     assert [row[-1] for row in rows] == [inside] * 4
+
+
+def test_fresh_seeds_are_compared_with_where_there_are_any():
+    first, fresh = (Group("countdown", INSTRUMENT, fresh) for fresh in (False, True))
+    results = {first: [grpo({0: 0.4})]}
+    assert of_stored_warm_start(results, "countdown") == results[first]
+    assert of_stored_warm_start(results, "order") == []
+    results[fresh] = [grpo({100: 0.4})]
+    assert of_stored_warm_start(results, "countdown") == results[fresh]
 
 
 def test_a_point_that_was_not_published_is_named():
