@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The search instrument's part of the evidence: models, the grid on two workers at the lowest priority, tables, figures.
-# A task is 140 points of 400 steps at about 0.25 s: some three hours on two idle cores; the workers' logs say how much is
-# left. Interrupt it at any time: finished points are kept. Add seeds or methods to the grid and run it again.
+# A task is 30 points x 5 seeds of 400 steps: about three hours on two cores; the workers' logs say how much is left.
+# Interrupt it at any time: finished points are kept. Add seeds or methods to the grid and run it again.
 #
 #   bash benchmarks/run_simulation.sh                      all tasks, five seeds
 #   TASKS=countdown SEEDS=3 POINTS="grpo lookahead_age/64" bash benchmarks/run_simulation.sh

@@ -25,6 +25,8 @@ LENGTH_DISTRIBUTIONS = ("fixed", "uniform")
 LENGTH_UNITS = ("tokens", "share")
 SCHEDULE_SHAPES = ("constant", "linear", "cosine")
 SNAPSHOT_CHOICES = ("uniform", "oldest", "latest", "auto")
+DEFAULT_LONGEST_PREFIX = 1024
+"""Tokens; just under half of the response budget where that is shorter."""
 REPLAY_CHOICES = ("uniform", "latest", "best_reward", "worst_reward", "entropy")
 
 
@@ -100,7 +102,7 @@ class PrefixLengthConfig:
     distribution: str = "uniform"
     unit: str = "tokens"
     low: float | None = None  # None: 1 token, or any share
-    high: float | None = None  # None: just under half of the response budget, or the whole source response
+    high: float | None = None  # None: DEFAULT_LONGEST_PREFIX, or the whole source response
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)  # of `high`
 
     def __post_init__(self) -> None:
@@ -140,7 +142,7 @@ class PrefixLengthConfig:
         """Lowest and highest length, before any schedule: tokens of a budget of `response_length`, or shares."""
         in_tokens = self.unit == "tokens"
         low = self.low if self.low is not None else (1 if in_tokens else 0.0)
-        default = (response_length - 1) // 2 if in_tokens else 1.0
+        default = min((response_length - 1) // 2, DEFAULT_LONGEST_PREFIX) if in_tokens else 1.0
         return low, self.high if self.high is not None else max(low, default)
 
     def longest(self, response_length: int) -> tuple[str, float]:

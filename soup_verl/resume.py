@@ -11,10 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from soup_verl import checkpoint
-from soup_verl.config import ConfigError, SoupConfig
+from soup_verl.config import SOURCES, ConfigError, SoupConfig
 
 logger = logging.getLogger(__name__)
 
@@ -98,27 +98,83 @@ def _other_shape(file: Path, model: DictConfig) -> str:
 _NEW = "Keep it, or start a new run in another trainer.default_local_dir."
 
 
-def history_settings(soup: SoupConfig, config: DictConfig) -> dict[str, Any]:
-    """Settings that a stored history depends on, by their full keys."""
-    of_source = {"soup.lookahead.age": list(soup.lookahead.ages)} if soup.source == "lookahead" else {}
-    return of_source | {
-        "soup.mixed_fraction": soup.mixed_fraction,
-        "soup.source": soup.source,
-        "soup.when": soup.when,
-        "soup.position": soup.position,
-        "soup.seed": soup.seed,
-        "soup.prefix_length": asdict(soup.prefix_length),
-        "actor_rollout_ref.rollout.n": config.actor_rollout_ref.rollout.n,
-        "data.train_batch_size": config.data.train_batch_size,
-    }
+_TRAINING = (
+    "algorithm.adv_estimator",
+    "algorithm.filter_groups.enable",
+    "algorithm.norm_adv_by_std_in_grpo",
+    "algorithm.use_kl_in_reward",
+    "actor_rollout_ref.actor.clip_ratio_high",
+    "actor_rollout_ref.actor.clip_ratio_low",
+    "actor_rollout_ref.actor.entropy_coeff",
+    "actor_rollout_ref.actor.kl_loss_coef",
+    "actor_rollout_ref.actor.loss_agg_mode",
+    "actor_rollout_ref.actor.optim.lr",
+    "actor_rollout_ref.actor.policy_loss.loss_mode",
+    "actor_rollout_ref.actor.ppo_epochs",
+    "actor_rollout_ref.actor.ppo_mini_batch_size",
+    "actor_rollout_ref.actor.use_kl_loss",
+    "actor_rollout_ref.rollout.n",
+    "actor_rollout_ref.rollout.temperature",
+    "data.max_response_length",
+    "data.seed",
+    "data.train_batch_size",
+)
+"""What makes a run another one, of verl's settings."""
+_OBSERVING = ("log_samples", "max_skipped_steps", "preflight_only")
+"""What of ours does not."""
+_OF_HISTORY = (
+    "soup.lookahead",
+    "soup.mixed_fraction",
+    "soup.position",
+    "soup.prefix_length",
+    "soup.seed",
+    "soup.source",
+    "soup.when",
+    "actor_rollout_ref.rollout.n",
+    "data.train_batch_size",
+)
+"""What stored prefixes, policies and responses depend on."""
 
 
-def check_history(folder: Path, stored: Mapping[str, Any], present: Mapping[str, Any]) -> None:
-    """The stored history is one that these settings would have made.
+def run_settings(soup: SoupConfig, config: DictConfig) -> dict[str, Any]:
+    """The settings that make a run what it is, by their full keys, as JSON has them."""
+    of_verl = {key: OmegaConf.select(config, key) for key in _TRAINING}
+    if not soup.mixing:
+        return of_verl | {"soup.mixed_fraction": 0}
+    ours = {key: value for key, value in asdict(soup).items() if key not in (*_OBSERVING, *_other_sources(soup))}
+    if soup.source == "lookahead":
+        ours["lookahead"] = {"age": soup.lookahead.ages}  # one age is a list of one
+    return json.loads(json.dumps(of_verl | _flat(ours, "soup")))
+
+
+def mixes(settings: Mapping[str, Any]) -> bool:
+    """Whether these are the `run_settings` of a run that has history."""
+    return "soup.source" in settings
+
+
+def _other_sources(soup: SoupConfig) -> list[str]:
+    return [source for source in SOURCES if source != soup.source]
+
+
+def _flat(section: Mapping[str, Any], path: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        found |= _flat(value, f"{path}.{key}") if isinstance(value, Mapping) else {f"{path}.{key}": value}
+    return found
+
+
+def check_settings(folder: Path, stored: Mapping[str, Any], present: Mapping[str, Any], *, history_only: bool) -> None:
+    """The checkpoint is one that these settings would have made.
+
+    Args:
+        history_only: look at nothing but what the stored history depends on.
 
     Raises:
         ConfigError: names the setting, the checkpoint's value and its path.
     """
-    for key, value in present.items():
-        if stored.get(key) != value:
-            raise ConfigError(key, value, f"{stored.get(key)!r}, as in {folder}", _NEW)
+    first = ("soup.mixed_fraction", "soup.source")  # what other keys there are depends on them
+    for key in (*first, *sorted(stored.keys() | present.keys())):
+        if history_only and not key.startswith(_OF_HISTORY):
+            continue
+        if stored.get(key) != present.get(key):
+            raise ConfigError(key, present.get(key), f"{stored.get(key)!r}, as in {folder}", _NEW)

@@ -44,7 +44,7 @@ def compute_score(
             `is_multiple_answer`, a bool: the answer is a list, in any order (told from its commas);
             `unit`, a str: the unit asked for, which the response may add or leave out.
         time_limit_s: seconds for the expressions of this response, by the wall clock
-            (`reward.custom_reward_function.reward_kwargs.time_limit_s`).
+            (`+reward.custom_reward_function.reward_kwargs.time_limit_s`).
         **kwargs: whatever else verl passes; not used.
 
     Returns:

@@ -344,7 +344,7 @@ class SoupTrainer(PPOTrainerSync):
             folder,
             state={
                 "step": self.global_steps,
-                "settings": resume.history_settings(self._soup, self.config),
+                "settings": resume.run_settings(self._soup, self.config),
                 "low_kl_steps": self._collapse.low_steps,
             },
             write_history=self._write_history,
@@ -371,15 +371,19 @@ class SoupTrainer(PPOTrainerSync):
             self._source.load(folder / checkpoint.FOLDER)
 
     def _stored_state(self, folder: Path) -> dict[str, Any] | None:
-        """What the checkpoint says of its history; None if this run or the checkpoint has none."""
-        if self._source is None:
-            return None
-        if not (folder / checkpoint.FOLDER).exists():
+        """What the checkpoint says of its history; None if this run or the checkpoint has none.
+
+        A run that goes on by itself must be the same run; a checkpoint that was asked for by name may start another.
+        """
+        state = checkpoint.read_state(folder) if (folder / checkpoint.FOLDER).exists() else None
+        named = self.config.trainer.resume_mode == "resume_path"
+        has_history = state is not None and resume.mixes(state["settings"])
+        if state is not None and not (named and (self._source is None or not has_history)):
+            present = resume.run_settings(self._soup, self.config)
+            resume.check_settings(folder, state["settings"], present, history_only=named)
+        if self._source and not has_history:
             logger.warning("%s has no history of SOUP: it starts anew", folder)
-            return None
-        state = checkpoint.read_state(folder)
-        resume.check_history(folder, state["settings"], resume.history_settings(self._soup, self.config))
-        return state
+        return state if self._source and has_history else None
 
 
 def _schedule(start: float, settings: ScheduleConfig, last_step: int) -> Schedule:

@@ -37,11 +37,16 @@ parquet_list() {
   (IFS=, && echo "[${files[*]}]")
 }
 
-# train SETTINGS...: run, or with DRY_RUN=1 print one setting a line.
+# train SETTINGS...: run, or with DRY_RUN=1 print one argument a line. Among the settings `ablations=NAME` and
+# `neighbors=NAME` are files of examples/; a setting that a script gives itself wins over theirs.
 train() {
+  local arguments=("$@")
+  if [[ " $* " == *" ablations="* || " $* " == *" neighbors="* ]]; then
+    arguments=(--config-dir="$PWD/examples" "$@")
+  fi
   if [[ -n ${DRY_RUN:-} ]]; then
-    printf '%s\n' "$@"
+    printf '%s\n' "${arguments[@]}"
   else
-    exec "$PYTHON" -m recipe.soup.main_soup "$@"
+    exec "$PYTHON" -m recipe.soup.main_soup "${arguments[@]}"
   fi
 }

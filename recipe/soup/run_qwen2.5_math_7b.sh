@@ -4,20 +4,23 @@
 #
 #   bash recipe/soup/run_qwen2.5_math_7b.sh                          one node
 #   NNODES=4 bash recipe/soup/run_qwen2.5_math_7b.sh                 on a Ray cluster that is up (README: several nodes)
-#   bash recipe/soup/run_qwen2.5_math_7b.sh soup.lookahead.age=8     any setting
+#   NAME=qwen_age_8 bash recipe/soup/run_qwen2.5_math_7b.sh soup.lookahead.age=8     any setting
+#   NAME=qwen_objective bash recipe/soup/run_qwen2.5_math_7b.sh ablations=objective  a file of examples/
 #   DRY_RUN=1 bash recipe/soup/run_qwen2.5_math_7b.sh                print the command only
 #
-# Hardware: 8 GPUs of 80 GB, 500 GB of host memory, 400 GB of disk. Hours: not yet measured.
-# Number to expect: not yet measured. On-policy GRPO with these settings, as others report it: 45.3 on average over
-# AIME24, AIME25, AMC, MATH-500, Minerva and OlympiadBench (ExGRPO's and LUFFY's tables).
-# The paper's own hyperparameters are not public: prompts, mini-batch, n, lr and lengths are LUFFY's on-policy
-# baseline's, what is under SOUP is ours. The run goes on from its last checkpoint when started again.
+# NAME is the run's folder under runs/: started again, a run goes on from its last checkpoint there, so every variant
+# needs its own.
+# Hardware: 8 GPUs of 80 GB, 500 GB of host memory, 200 GB of disk for KEEP=2 checkpoints. Hours: not yet measured.
+# Number to expect: not yet measured. On-policy GRPO, as others report it for this model and data: 45.3 on average over
+# AIME24, AIME25, AMC, MATH-500, Minerva and OlympiadBench (ExGRPO's and LUFFY's tables). Theirs differs in an entropy
+# bonus of 0.001, advantages that are not divided by their deviation, and how the benchmarks are sampled.
+# The paper's own hyperparameters are not public: prompts, mini-batch, n, lr, temperature and lengths are LUFFY's
+# on-policy baseline's; SOUP's are this project's defaults (config/soup_trainer.yaml).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 NAME=${NAME:-qwen2.5_math_7b_soup}
 MODEL_PATH=${MODEL_PATH:-Qwen/Qwen2.5-Math-7B}
-DATA_DIR=${DATA_DIR:-data/qwen2.5_math}
 OUT=${OUT:-runs/$NAME}
 NNODES=${NNODES:-1}
 GPUS=${GPUS:-8}                  # a node
@@ -29,6 +32,8 @@ LR=${LR:-1e-6}
 PROMPT_TOKENS=${PROMPT_TOKENS:-1024}
 RESPONSE_TOKENS=${RESPONSE_TOKENS:-8192}
 STEPS=${STEPS:-500}
+KEEP=${KEEP:-2}                  # checkpoints; SOUP inference needs older ones too
+DATA_DIR=${DATA_DIR:-data/$(basename "$MODEL_PATH")_prompts_of_$PROMPT_TOKENS}
 PYTHON=${PYTHON:-python3}
 BENCHMARKS=(math-500 amc23 aime24 aime25 minerva olympiadbench)
 
@@ -36,7 +41,8 @@ source recipe/soup/prepare.sh
 prepare_benchmarks qwen-math "$MODEL_PATH"
 prepare_training openr1-math-46k qwen-math "$MODEL_PATH"
 # The model was made for 4096 tokens; a copy of its configuration is made for 16384, the weights are linked.
-extend_context "$MODEL_PATH" "$DATA_DIR/model_16k" --max-position-embeddings 16384 --rope-theta 40000
+LONG_MODEL=$DATA_DIR/$(basename "$MODEL_PATH")_16k
+extend_context "$MODEL_PATH" "$LONG_MODEL" --max-position-embeddings 16384 --rope-theta 40000
 
 DATA=(
   data.train_files="$DATA_DIR/openr1-math-46k.parquet"
@@ -45,14 +51,12 @@ DATA=(
   data.max_prompt_length="$PROMPT_TOKENS"
   data.max_response_length="$RESPONSE_TOKENS"
 )
-MODEL=(actor_rollout_ref.model.path="$DATA_DIR/model_16k")
+MODEL=(actor_rollout_ref.model.path="$LONG_MODEL")
 ACTOR=(
   actor_rollout_ref.actor.optim.lr="$LR"
   actor_rollout_ref.actor.ppo_mini_batch_size="$MINI_BATCH"
   actor_rollout_ref.actor.use_dynamic_bsz=true
   actor_rollout_ref.actor.ppo_max_token_len_per_gpu="$((2 * (PROMPT_TOKENS + RESPONSE_TOKENS)))"
-  actor_rollout_ref.actor.clip_ratio_low=0.2
-  actor_rollout_ref.actor.clip_ratio_high=0.2
 )
 ROLLOUT=(
   actor_rollout_ref.rollout.n="$N"
@@ -76,15 +80,8 @@ TRAINER=(
   trainer.total_epochs=1000
   trainer.test_freq=20
   trainer.save_freq=20
-  trainer.max_actor_ckpt_to_keep=2
+  trainer.max_actor_ckpt_to_keep="$KEEP"
   trainer.resume_mode=auto
 )
-SOUP=(
-  soup.mixed_fraction=0.5
-  soup.source=lookahead
-  soup.lookahead.age=4
-  soup.prefix_length.low=16
-  soup.prefix_length.high=1024
-)
 
-train "${DATA[@]}" "${MODEL[@]}" "${ACTOR[@]}" "${ROLLOUT[@]}" "${REWARD[@]}" "${TRAINER[@]}" "${SOUP[@]}" "$@"
+train "${DATA[@]}" "${MODEL[@]}" "${ACTOR[@]}" "${ROLLOUT[@]}" "${REWARD[@]}" "${TRAINER[@]}" "$@"

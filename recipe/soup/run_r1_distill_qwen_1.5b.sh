@@ -4,21 +4,22 @@
 #
 #   bash recipe/soup/run_r1_distill_qwen_1.5b.sh                       one node
 #   NNODES=2 bash recipe/soup/run_r1_distill_qwen_1.5b.sh              on a Ray cluster that is up (README: several nodes)
-#   bash recipe/soup/run_r1_distill_qwen_1.5b.sh soup.lookahead.age=8  any setting
+#   NAME=r1_age_8 bash recipe/soup/run_r1_distill_qwen_1.5b.sh soup.lookahead.age=8     any setting
+#   NAME=r1_objective bash recipe/soup/run_r1_distill_qwen_1.5b.sh ablations=objective  a file of examples/
 #   DRY_RUN=1 bash recipe/soup/run_r1_distill_qwen_1.5b.sh             print the command only
 #
-# Hardware: 8 GPUs of 80 GB, 250 GB of host memory, 100 GB of disk. Hours: not yet measured.
+# NAME is the run's folder under runs/: started again, a run goes on from its last checkpoint there, so every variant
+# needs its own.
+# Hardware: 8 GPUs of 80 GB, 250 GB of host memory, 50 GB of disk for KEEP=2 checkpoints. Hours: not yet measured.
 # Number to expect: not yet measured. The model before training, as others report it: 48.9 on average over AIME24, AMC,
 # MATH-500, Minerva and OlympiadBench; DeepScaleR, trained for longer and at longer lengths, 57.0.
 # The paper's own hyperparameters are not public: prompts, mini-batch, n, lr and lengths are those of DeepScaleR's stage
-# of 8k tokens, the data set is DAPO's, what is under SOUP is ours. The run goes on from its last checkpoint when
-# started again.
+# of 8k tokens, the data set is DAPO's; SOUP's are this project's defaults (config/soup_trainer.yaml).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 NAME=${NAME:-r1_distill_qwen_1.5b_soup}
 MODEL_PATH=${MODEL_PATH:-deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B}
-DATA_DIR=${DATA_DIR:-data/r1_distill}
 OUT=${OUT:-runs/$NAME}
 NNODES=${NNODES:-1}
 GPUS=${GPUS:-8}                  # a node
@@ -30,6 +31,8 @@ LR=${LR:-1e-6}
 PROMPT_TOKENS=${PROMPT_TOKENS:-1024}
 RESPONSE_TOKENS=${RESPONSE_TOKENS:-8192}
 STEPS=${STEPS:-500}
+KEEP=${KEEP:-2}                  # checkpoints; SOUP inference needs older ones too
+DATA_DIR=${DATA_DIR:-data/$(basename "$MODEL_PATH")_prompts_of_$PROMPT_TOKENS}
 PYTHON=${PYTHON:-python3}
 BENCHMARKS=(math-500 amc23 aime24 aime25 minerva olympiadbench)
 
@@ -50,8 +53,6 @@ ACTOR=(
   actor_rollout_ref.actor.ppo_mini_batch_size="$MINI_BATCH"
   actor_rollout_ref.actor.use_dynamic_bsz=true
   actor_rollout_ref.actor.ppo_max_token_len_per_gpu="$((4 * (PROMPT_TOKENS + RESPONSE_TOKENS)))"
-  actor_rollout_ref.actor.clip_ratio_low=0.2
-  actor_rollout_ref.actor.clip_ratio_high=0.2
   actor_rollout_ref.actor.use_kl_loss=true
   actor_rollout_ref.actor.kl_loss_coef=0.001
   actor_rollout_ref.actor.kl_loss_type=low_var_kl
@@ -78,15 +79,8 @@ TRAINER=(
   trainer.total_epochs=1000
   trainer.test_freq=20
   trainer.save_freq=20
-  trainer.max_actor_ckpt_to_keep=2
+  trainer.max_actor_ckpt_to_keep="$KEEP"
   trainer.resume_mode=auto
 )
-SOUP=(
-  soup.mixed_fraction=0.5
-  soup.source=lookahead
-  soup.lookahead.age=4
-  soup.prefix_length.low=16
-  soup.prefix_length.high=1024
-)
 
-train "${DATA[@]}" "${MODEL[@]}" "${ACTOR[@]}" "${ROLLOUT[@]}" "${REWARD[@]}" "${TRAINER[@]}" "${SOUP[@]}" "$@"
+train "${DATA[@]}" "${MODEL[@]}" "${ACTOR[@]}" "${ROLLOUT[@]}" "${REWARD[@]}" "${TRAINER[@]}" "$@"

@@ -163,7 +163,7 @@ def disk_findings(run: RunSettings, hardware: Hardware, shape: ModelShape, steps
     every = run.get("trainer.save_freq", -1)
     saves = -(-steps // every) if every > 0 else 0
     kept = min(saves, run.get("trainer.max_actor_ckpt_to_keep", saves))
-    need = checkpoints(run, shape, kept=kept, saves=saves)
+    need = checkpoints(run, shape, kept=kept, histories=min(saves, kept + 1))
     where = " free at trainer.default_local_dir"
     if not saves:
         yield judged(TOPIC, "disk", True, need="no checkpoints: trainer.save_freq=-1", have="")
@@ -171,8 +171,8 @@ def disk_findings(run: RunSettings, hardware: Hardware, shape: ModelShape, steps
     yield fits(TOPIC, "disk", need, hardware.disk_bytes, spare=0.02, where=where)
 
 
-def checkpoints(run: RunSettings, shape: ModelShape, *, kept: int, saves: int) -> Amount:
-    """All checkpoints of a run: verl's part of those it keeps, ours of every one (verl deletes only its own)."""
+def checkpoints(run: RunSettings, shape: ModelShape, *, kept: int, histories: int) -> Amount:
+    """A run's checkpoints at their most: verl drops its oldest part before it writes, ours goes after the new one."""
     contents = run.get(f"{ACTOR}.checkpoint.save_contents", ["model", "optimizer", "extra"])
     need = NOTHING
     for name, copies, size in (
@@ -183,12 +183,12 @@ def checkpoints(run: RunSettings, shape: ModelShape, *, kept: int, saves: int) -
         params = _trainable(run, shape) if name == "optimizer" else shape.params
         if name in contents and params:
             need += sizing.product(name, (kept, "checkpoints"), (params, "parameters"), (copies * size, "bytes"))
-    return need + _stored_history(run, shape, saves)
+    return need + _stored_history(run, shape, histories)
 
 
-def _stored_history(run: RunSettings, shape: ModelShape, saves: int) -> Amount:
+def _stored_history(run: RunSettings, shape: ModelShape, histories: int) -> Amount:
     """Tokens are int32 ids and float32 log-probs on disk."""
-    soup, times = run.soup, (saves, "saves")
+    soup, times = run.soup, (histories, "checkpoints")
     if run.uses_snapshots:
         policies = [(soup.snapshot.capacity, "policies"), (shape.params, "parameters"), (run.actor_bytes, "bytes")]
         return sizing.product("kept policies", times, *policies)

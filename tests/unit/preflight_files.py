@@ -79,10 +79,10 @@ def scripts() -> list[str]:
     return sorted(p.name for p in (ROOT / "recipe" / "soup").glob("run_*.sh"))
 
 
-def script_settings(name: str) -> list[str]:
+def script_settings(name: str, *given: str, **knobs: str) -> list[str]:
     """The settings that a run script would train with: with DRY_RUN=1 it prints them, one a line."""
-    command = ["bash", str(ROOT / "recipe" / "soup" / name)]
-    environment = {**os.environ, "DRY_RUN": "1"}
+    command = ["bash", str(ROOT / "recipe" / "soup" / name), *given]
+    environment = {**os.environ, "DRY_RUN": "1", **knobs}
     output = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=True).stdout
     return output.splitlines()
 

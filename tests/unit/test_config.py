@@ -232,9 +232,11 @@ def test_one_age_or_several(age, ages):
         ({"low": 10}, 16, (10, 10)),
         ({"low": 2, "high": 5}, 16, (2, 5)),
         ({}, 1, (1, 1)),
+        ({}, 2048, (1, 1023)),
+        ({}, 8192, (1, 1024)),
     ],
 )
-def test_highest_length_defaults_to_half_of_the_budget(length, budget, bounds):
+def test_highest_length_defaults_to_half_of_the_budget_up_to_1024_tokens(length, budget, bounds):
     assert SoupConfig.parse({"prefix_length": length}).prefix_length.bounds(budget) == bounds
 
 

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from soup_verl.config import SoupConfig
 from soup_verl.run_rules import check_run
+from tests.unit.preflight_files import script_settings
 
 pytestmark = pytest.mark.e2e  # Hydra takes a second a file
 ROOT = Path(__file__).parents[2]
@@ -40,6 +41,14 @@ def example(path):
     return compose(f"{path.parent.name}={path.stem}")
 
 
+def flat(section, path=""):
+    """Dotted keys of nested dictionaries."""
+    found = {}
+    for key, value in section.items():
+        found |= flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return found
+
+
 def differences(one, other, path=""):
     """Dotted keys whose values differ."""
     found = []
@@ -69,6 +78,29 @@ def test_it_composes_and_passes_every_check(path):
     config = example(path)
     check_run(SoupConfig.parse(config["soup"]), config)
     assert config["actor_rollout_ref"]["rollout"]["response_length"] == 1024  # the budget it was checked against
+
+
+@pytest.mark.parametrize("path", ABLATIONS + NEIGHBORS, **NAMES)
+def test_a_run_script_takes_it(path):
+    config_dir, *settings = script_settings("run_qwen2.5_math_7b.sh", f"{path.parent.name}={path.stem}")
+    assert config_dir == f"--config-dir={ROOT}/examples"
+    config = compose(*settings)
+    check_run(SoupConfig.parse(config["soup"]), config)
+    asked = flat(OmegaConf.to_container(OmegaConf.load(path)))
+    assert {key: OmegaConf.select(OmegaConf.create(config), key) for key in asked} == asked
+
+
+def test_a_run_script_without_an_example_needs_no_folder_of_examples():
+    assert not [line for line in script_settings("run_qwen2.5_math_7b.sh") if line.startswith("--")]
+
+
+def test_another_model_or_prompt_length_has_folders_of_its_own():
+    """The paths of data and of the model with the longer context."""
+    found = []
+    for knobs in ({}, {"MODEL_PATH": "a/other-7b"}, {"PROMPT_TOKENS": "512"}):
+        settings = dict(line.split("=", 1) for line in script_settings("run_qwen2.5_math_7b.sh", **knobs))
+        found += [settings["data.train_files"], settings["actor_rollout_ref.model.path"]]
+    assert len(set(found)) == 6
 
 
 @pytest.mark.parametrize("path", ABLATIONS, **NAMES)

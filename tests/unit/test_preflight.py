@@ -69,6 +69,15 @@ def test_a_run_script_passes_on_eight_gpus(script, looked_at):
 
 
 @pytest.mark.e2e
+def test_the_readmes_command_for_any_other_model_passes_on_eight_gpus(looked_at):
+    text = (files.ROOT / "recipe/soup/README.md").read_text().split("Any other model and data:")[1]
+    command = text.split("```")[1].split("main_soup")[1].replace("\\\n", " ").split()
+    given = [setting for setting in command if "_files=" not in setting and "path=" not in setting]
+    paths, model = looked_at["7b"]
+    check_passes(configure(*given, "trainer.max_actor_ckpt_to_keep=2", **paths), model)
+
+
+@pytest.mark.e2e
 def test_both_models_have_the_parameters_that_are_known(looked_at):
     def by_hand(hidden, intermediate, kv, vocab, layers=28):
         attention = 2 * hidden * hidden + 2 * hidden * kv + hidden + 2 * kv  # q, o, k, v and the biases of q, k, v
@@ -130,8 +139,8 @@ def test_a_gpu_while_rolling_out(shape):
 
 def test_the_history_in_host_memory(shape):
     assert history(run_settings(soup__mixed_fraction=0), shape).bytes == 0
-    # 4 steps x 128 prompts x 4 of 8 responses x 4095 tokens x 72 bytes
-    assert history(run_settings(), shape).bytes == 4 * 128 * 4 * 4095 * 72
+    # 4 steps x 128 prompts x 4 of 8 responses x 1024 tokens x 72 bytes
+    assert history(run_settings(), shape).bytes == 4 * 128 * 4 * 1024 * 72
     assert history(run_settings(soup__source="replay"), shape).bytes == 64_000_000 * 8
     snapshot = run_settings(soup__source="snapshot", soup__snapshot__capacity=2)
     assert history(snapshot, shape).bytes == 3 * PARAMS_7B * 4
@@ -146,11 +155,11 @@ def test_the_reference_policy_is_in_host_memory(shape):
 
 def test_checkpoints_on_disk(shape):
     plain = run_settings(soup__mixed_fraction=0)
-    assert checkpoints(plain, shape, kept=2, saves=5).bytes == 2 * 3 * PARAMS_7B * 4
-    snapshot = run_settings(soup__source="snapshot")  # verl deletes its part of old checkpoints, not ours
-    assert checkpoints(snapshot, shape, kept=2, saves=5).bytes == (2 * 3 + 5 * 4) * PARAMS_7B * 4
+    assert checkpoints(plain, shape, kept=2, histories=3).bytes == 2 * 3 * PARAMS_7B * 4
+    snapshot = run_settings(soup__source="snapshot")
+    assert checkpoints(snapshot, shape, kept=2, histories=3).bytes == (2 * 3 + 3 * 4) * PARAMS_7B * 4
     weights = run_settings("actor_rollout_ref.actor.checkpoint.save_contents=[hf_model]", soup__mixed_fraction=0)
-    assert checkpoints(weights, shape, kept=1, saves=1).bytes == PARAMS_7B * 2
+    assert checkpoints(weights, shape, kept=1, histories=1).bytes == PARAMS_7B * 2
 
 
 def findings_on(hardware, shape, **more):

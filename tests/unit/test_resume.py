@@ -6,8 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from soup_verl import checkpoint
-from soup_verl.config import ConfigError
-from soup_verl.resume import check_weights, checkpoint_to_resume, only_from
+from soup_verl.config import ConfigError, SoupConfig
+from soup_verl.resume import check_settings, check_weights, checkpoint_to_resume, mixes, only_from, run_settings
 
 
 def settings(folder, **changed):
@@ -113,3 +113,52 @@ def test_a_checkpoint_of_another_model_is_refused(stored, tmp_path, changed, mes
 def test_a_checkpoint_of_another_number_of_ranks_is_refused(stored, tmp_path):
     with pytest.raises(ConfigError, match=r"n_gpus_per_node=4: expected 2 ranks, as in .*global_step_3"):
         check_weights(stored, run_with(tmp_path, QWEN, ranks=4))
+
+
+# ---- other settings ----
+
+
+def settings_of(soup=None, **verl):
+    """As a checkpoint has them: through JSON."""
+    config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"n": 8}, "actor": {"optim": {"lr": 1e-6}}}})
+    for key, value in verl.items():
+        OmegaConf.update(config, key.replace("__", "."), value)
+    return json.loads(json.dumps(run_settings(SoupConfig.parse(soup or {}), config)))
+
+
+def test_a_run_goes_on_with_its_own_settings(tmp_path):
+    check_settings(tmp_path, settings_of(), settings_of(), history_only=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"soup": {"prefix_objective": "masked"}}, r"soup.prefix_objective='masked': expected 'behavior'"),
+        ({"soup": {"mixed_fraction": 0}}, r"soup.mixed_fraction=0: expected 0.5"),
+        ({"soup": {"lookahead": {"age": [2, 8]}}}, r"soup.lookahead.age=\[2, 8\]: expected \[4\]"),
+        ({"soup": {"kl_control": {"max_prefix_kl": 0.1}}}, r"soup.kl_control.max_prefix_kl=0.1: expected None"),
+        ({"actor_rollout_ref__actor__optim__lr": 2e-6}, r"optim.lr=2e-06: expected 1e-06"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_settings(tmp_path, given, message):
+    folder = tmp_path / "global_step_3"
+    with pytest.raises(ConfigError, match=rf"{message}.*global_step_3.*another trainer.default_local_dir"):
+        check_settings(folder, settings_of(), settings_of(**given), history_only=False)
+
+
+def test_what_is_only_looked_at_may_change(tmp_path):
+    other = settings_of({"log_samples": {"every": 1}, "max_skipped_steps": 9, "replay": {"choice": "latest"}})
+    check_settings(tmp_path, settings_of(), other, history_only=False)
+
+
+def test_a_named_checkpoint_may_start_a_run_that_trains_otherwise_but_not_with_another_history(tmp_path):
+    other = settings_of({"prefix_objective": "masked"}, actor_rollout_ref__actor__optim__lr=2e-6)
+    check_settings(tmp_path, settings_of(), other, history_only=True)
+    with pytest.raises(ConfigError, match="soup.prefix_length.low=3"):
+        check_settings(tmp_path, settings_of(), settings_of({"prefix_length": {"low": 3}}), history_only=True)
+
+
+def test_a_run_that_does_not_mix_has_no_settings_of_soup():
+    grpo, soup = settings_of({"mixed_fraction": 0, "lookahead": {"age": 9}}), settings_of()
+    assert mixes(soup) and not mixes(grpo)
+    assert {key for key in grpo if key.startswith("soup.")} == {"soup.mixed_fraction"}

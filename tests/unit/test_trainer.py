@@ -315,22 +315,50 @@ def test_what_the_next_step_depends_on_comes_back(saved):
         ({"when": "unsolved"}, r"soup.when='unsolved': expected 'always'"),
         ({"source": "replay"}, r"soup.source='replay': expected 'lookahead'"),
         ({"mixed_fraction": 0.25}, r"soup.mixed_fraction=0.25: expected 0.5"),
-        ({"prefix_length": {"high": 4}}, r"soup.prefix_length=.*'high': 4"),
-        ({"prefix_length": {"schedule": {"shape": "linear", "final": 2}}}, r"soup.prefix_length=.*'linear'"),
+        ({"baseline": "split"}, r"soup.baseline='split': expected 'shared'"),
+        ({"prefix_length": {"high": 4}}, r"soup.prefix_length.high=4: expected None"),
+        ({"prefix_length": {"schedule": {"shape": "linear", "final": 2}}}, r"schedule.final=2: expected None"),
     ],
 )
-def test_a_history_made_with_other_settings_is_refused(saved, section, message):
+def test_a_run_does_not_go_on_with_other_settings(saved, section, message):
     second = mixing_trainer(FileSource(), SoupConfig.parse(section), default_local_dir=str(saved.parent))
     with pytest.raises(ConfigError, match=message):
         second._load_checkpoint()
     assert second._source.loaded == []
 
 
-@pytest.mark.parametrize("section", [{"lookahead": {"age": [4]}}, {"snapshot": {"capacity": 2}}, {"baseline": "split"}])
-def test_settings_that_the_history_does_not_depend_on_may_change(saved, section):
+@pytest.mark.parametrize("section", [{"lookahead": {"age": [4]}}, {"snapshot": {"capacity": 2}}])
+def test_settings_that_say_the_same_or_nothing_may_change(saved, section):
     second = mixing_trainer(FileSource(), SoupConfig.parse(section), default_local_dir=str(saved.parent))
     second._load_checkpoint()
     assert second._source.loaded == [saved / "soup"]
+
+
+def named(saved, source, section):
+    place = {"resume_mode": "resume_path", "resume_from_path": str(saved)}
+    return mixing_trainer(source, SoupConfig.parse(section), default_local_dir=str(saved.parent / "other"), **place)
+
+
+def test_a_checkpoint_asked_for_by_name_may_start_another_run(saved):
+    second = named(saved, FileSource(), {"baseline": "split"})
+    second._load_checkpoint()
+    assert second._source.loaded == [saved / "soup"]
+    named(saved, None, {"mixed_fraction": 0})._load_checkpoint()
+    with pytest.raises(ConfigError, match="soup.seed=1: expected 0"):
+        named(saved, FileSource(), {"seed": 1})._load_checkpoint()
+
+
+def test_a_run_that_mixes_may_start_from_a_named_checkpoint_of_one_that_does_not(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(trainer.PPOTrainerSync, "_save_checkpoint", lambda self: None)
+    monkeypatch.setattr(trainer.PPOTrainerSync, "_load_checkpoint", lambda self: None)
+    folder = tmp_path / "global_step_4"
+    folder.mkdir()
+    mixing_trainer(None, SoupConfig.parse({"mixed_fraction": 0}), default_local_dir=str(tmp_path))._save_checkpoint()
+    with pytest.raises(ConfigError, match="soup.mixed_fraction=0.5: expected 0"):
+        mixing_trainer(FileSource(), default_local_dir=str(tmp_path))._load_checkpoint()
+    second = named(folder, FileSource(), {})
+    second._load_checkpoint()
+    assert second._source.loaded == [] and "has no history of SOUP: it starts anew" in caplog.text
 
 
 def test_a_checkpoint_of_a_run_without_history_holds_none(tmp_path, monkeypatch):
