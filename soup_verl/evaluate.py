@@ -1,6 +1,7 @@
 """Evaluate a model or a checkpoint: python -m soup_verl.evaluate --model M --data FILE... --max-tokens N --out DIR
 
-    problems ──► [prefixes from --historical ──► prefixes.jsonl] ──► responses, scored ──► samples.jsonl
+    problems ──► [prefixes from --historical ──► prefixes.jsonl] ──► responses ──► unscored.jsonl
+             ──► scores ──► samples.jsonl
              ──► avg@n, pass@k, maj@k with intervals: a table, results.json, pass_at_k.png
 
 Killed at any moment, the same command goes on where it stood. docs/evaluate.md says what each number means.
@@ -9,10 +10,11 @@ Killed at any moment, the same command goes on where it stood. docs/evaluate.md 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -27,11 +29,21 @@ from soup_verl.evaluation import EvaluationError, checkpoints, engine, samples, 
 from soup_verl.evaluation.command_line import check_arguments, parse_args
 from soup_verl.evaluation.engine import EngineSettings, Request, Response
 from soup_verl.evaluation.figure import plot_pass_at_k
-from soup_verl.evaluation.problems import Problem, digest, end_tokens, load_tokenizer, prompt_ids, read_problems
+from soup_verl.evaluation.problems import (
+    Problem,
+    digest,
+    end_tokens,
+    load_tokenizer,
+    prompt_ids,
+    read_problems,
+    repeated,
+)
 from soup_verl.evaluation.results import as_table, summarize
-from soup_verl.evaluation.samples import Key, SampleFile
+from soup_verl.evaluation.samples import Key, SampleFile, key_of
 from soup_verl.evaluation.soup_inference import planned_length, planned_policy, prefix_row
 from soup_verl.mixing import stable_seed
+
+SCORED_AT_ONCE = 256  # responses; a kill costs their scores
 
 
 @dataclass(frozen=True)
@@ -75,6 +87,12 @@ def evaluate(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any
     reward, reward_identity = scoring.load_reward(arguments.reward)
     device = engine.choose_device(arguments.device)
     problems = read_problems(arguments.data)
+    if again := repeated(problems):
+        progress.console.print(
+            f"warning: {len(again)} of {len(problems)} rows repeat an earlier one (first: row {again[0].index} of "
+            f"{again[0].file}). Each counts as a problem of its own, so the intervals are too narrow.",
+            markup=False,
+        )
     with samples.claim(arguments.out):
         job = _prepare(arguments, device, reward, problems, progress)
         samples.bind(arguments.out, _settings(job, reward_identity))
@@ -120,9 +138,9 @@ def _settings(job: Job, reward_identity: str) -> dict[str, Any]:
     """What decides about a sample; not `--n`, so that more samples can be added later."""
     arguments = job.arguments
     return {
-        "model": [arguments.model, checkpoints.fingerprint(checkpoints.weight_files(job.model))],
+        "model": [arguments.model, checkpoints.fingerprint(checkpoints.model_files(job.model))],
         "historical": [
-            [name, checkpoints.fingerprint(checkpoints.weight_files(folder))] for name, folder in job.historical.items()
+            [name, checkpoints.fingerprint(checkpoints.model_files(folder))] for name, folder in job.historical.items()
         ],
         "prefix_tokens": arguments.prefix_tokens,
         "data": {file.name: digest(file) for file in arguments.data},
@@ -159,21 +177,41 @@ def sample_prefixes(job: Job) -> dict[Key, dict[str, Any]]:
 
 
 def sample_responses(job: Job, prefixes: dict[Key, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The line of samples.jsonl of every sample, without the response; the missing are sampled and scored."""
-    arguments = job.arguments
-    file = SampleFile(arguments.out / "samples.jsonl", on_disk=("response", "response_ids"))
-    keys = job.all_keys()
+    """The line of samples.jsonl of every sample, without the response; the missing are sampled, then scored."""
+    arguments, keys = job.arguments, job.all_keys()
+    scored = SampleFile(arguments.out / "samples.jsonl", on_disk=("response", "response_ids"))
+    unscored = SampleFile(arguments.out / "unscored.jsonl", on_disk=("token_ids",))
     requests = []
-    for key in file.missing(keys):
+    for key in unscored.missing(scored.missing(keys)):
         head = prefixes[key]["prefix_ids"] if prefixes else []
         seed = stable_seed("evaluation_response", arguments.seed, *key)
         requests.append(Request(key, [*job.prompts[key[:2]], *head], arguments.max_tokens - len(head), seed))
-    sampling = _sample(job, job.engine, requests, len(keys), "responses")
-    with ThreadPoolExecutor(os.cpu_count()) as pool, closing(sampling) as batches:
+    with closing(_sample(job, job.engine, requests, len(keys), "responses")) as batches:
         for finished in batches:
-            file.append(list(pool.map(lambda response: sample_row(job, response, prefixes), finished)))
-    file.close()
-    return [file.rows[key] for key in keys]
+            unscored.append(response_row(response) for response in finished)
+    _score(job, unscored, scored, prefixes)
+    scored.close()
+    unscored.close()
+    unscored.path.unlink()  # samples.jsonl has it all
+    return [scored.rows[key] for key in keys]
+
+
+def _score(job: Job, unscored: SampleFile, scored: SampleFile, prefixes: dict[Key, dict[str, Any]]) -> None:
+    """Score what is sampled and not scored, in the order it was sampled."""
+    left = len(scored.missing(unscored.rows))
+    task = job.progress.add_task("scores", total=len(unscored.rows), completed=len(unscored.rows) - left)
+    todo = (row for row in unscored.read() if key_of(row) not in scored.rows)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        while piece := list(itertools.islice(todo, SCORED_AT_ONCE)):
+            scored.append(list(pool.map(lambda row: sample_row(job, row, prefixes), piece)))
+            job.progress.advance(task, len(piece))
+
+
+def response_row(response: Response) -> dict[str, Any]:
+    """A line of unscored.jsonl: what the engine gave, behind the prefix if there is one."""
+    file, index, session = response.key
+    where = {"file": file, "index": index, "session": session}
+    return where | {"token_ids": response.token_ids, "finish_reason": response.finish_reason}
 
 
 def _sample(
@@ -189,11 +227,15 @@ def _sample(
             job.progress.advance(task, len(finished))
 
 
-def sample_row(job: Job, response: Response, prefixes: dict[Key, dict[str, Any]]) -> dict[str, Any]:
-    """A line of samples.jsonl: the whole response, prefix and continuation, and what the reward function says of it."""
-    file, index, session = response.key
-    prefix = prefixes.get(response.key, {"prefix_ids": [], "wanted": 0, "policy": None})
-    ids = [*prefix["prefix_ids"], *response.token_ids]
+def sample_row(job: Job, response: Mapping[str, Any], prefixes: dict[Key, dict[str, Any]]) -> dict[str, Any]:
+    """A line of samples.jsonl: the whole response, prefix and continuation, and what the reward function says of it.
+
+    Args:
+        response: a line of unscored.jsonl.
+    """
+    file, index, session = key = key_of(response)
+    prefix = prefixes.get(key, {"prefix_ids": [], "wanted": 0, "policy": None})
+    ids = [*prefix["prefix_ids"], *response["token_ids"]]
     text = job.tokenizer.decode(ids, skip_special_tokens=True)  # as verl's reward managers read a response
     return {
         **scoring.score(job.reward, job.problems[file, index], text),
@@ -204,7 +246,7 @@ def sample_row(job: Job, response: Response, prefixes: dict[Key, dict[str, Any]]
         "response_ids": ids,
         "response": text,
         "response_length": len(ids),
-        "finish_reason": response.finish_reason,
+        "finish_reason": response["finish_reason"],
         "prefix_length": len(prefix["prefix_ids"]),
         "prefix_wanted": prefix["wanted"],
         "prefix_policy": prefix["policy"],

@@ -18,7 +18,7 @@ from soup_verl.context_window import local_model
 from soup_verl.evaluation import EvaluationError
 
 _PIECE = 1 << 20  # bytes
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "config.json")
+_MODEL = ("*.safetensors", "*.bin", "*.pt", "*.json", "*.jinja", "*.model", "*.txt")
 
 
 def resolve(name: str, *, option: str, merged: Path, announce: Callable[[str], None]) -> Path:
@@ -68,16 +68,16 @@ def fingerprint(files: Iterable[Path]) -> str:
     return sha.hexdigest()[:16]
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files that decide what a model says: weights and config.json."""
-    return [path for pattern in _WEIGHTS for path in folder.glob(pattern)]
+def model_files(folder: Path) -> list[Path]:
+    """The files that decide what a model is asked and says: weights, configuration, tokenizer and chat template."""
+    return [path for pattern in _MODEL for path in folder.glob(pattern)]
 
 
 def _merged(actor: Path, what: str, merged: Path, announce: Callable[[str], None]) -> Path:
     """The merged model; made on first use, found again by the checkpoint's content."""
     shards = _shards(actor, what)
     run, step = actor.parent.parent.name, actor.parent.name
-    target = merged / f"{run}-{step}-{fingerprint(shards)}"
+    target = merged / f"{run}-{step}-{fingerprint([*shards, *model_files(actor / 'huggingface')])}"
     if target.is_dir():
         return target
     announce(f"merging {actor} into {target}")
@@ -91,6 +91,12 @@ def _merged(actor: Path, what: str, merged: Path, announce: Callable[[str], None
         shutil.rmtree(partial, ignore_errors=True)
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise EvaluationError(f"{what}: verl's model_merger failed with exit code {done.returncode}: {last}")
+    if (partial / "lora_adapter").exists():  # beside the weights of the model it was trained on
+        shutil.rmtree(partial)
+        raise EvaluationError(
+            f"{what}: trained with LoRA, and its adapter is no model. Merge it into the base model (peft's "
+            "merge_and_unload) and give that folder."
+        )
     try:
         os.replace(partial, target)
     except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,18 @@ def _problem(file: Path, index: int, row: Mapping[str, Any]) -> Problem:
         raise EvaluationError(f"{where}: reward_model={reward_model!r:.80}: expected a struct with ground_truth")
     truth, extra = reward_model["ground_truth"], row.get("extra_info") or {}
     return Problem(file.name, index, messages, str(row["data_source"]), truth, extra)
+
+
+def repeated(problems: Sequence[Problem]) -> list[Problem]:
+    """Problems with the messages and the ground truth of an earlier one."""
+    seen: set[str] = set()
+    found = []
+    for problem in problems:
+        what = json.dumps([problem.messages, problem.ground_truth], sort_keys=True, default=str)
+        if what in seen:
+            found.append(problem)
+        seen.add(what)
+    return found
 
 
 def _is_text_message(message: Any) -> bool:

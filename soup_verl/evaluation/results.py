@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ def summarize(rows: Iterable[Row], *, ks: Sequence[int], seed: int) -> dict[str,
     for row in rows:
         problems[row["file"]][row["index"]].append(row)
     judged = {
-        file: [Judged(found, estimate(found, ks)) for _, found in sorted(by_index.items())]
+        file: [Judged(found, estimate(found, ks, reported(by_index))) for _, found in sorted(by_index.items())]
         for file, by_index in problems.items()
     }
     if len(judged) > 1:
@@ -66,13 +66,20 @@ def summarize_problems(problems: Sequence[Judged], *, seed: int) -> dict[str, An
     }
 
 
-def estimate(rows: Sequence[Row], ks: Sequence[int]) -> dict[str, float]:
-    """One problem's estimates, by metric; maj@k and distinct answers only where the reward function reports `pred`."""
+def reported(by_index: Mapping[int, Sequence[Row]]) -> set[str]:
+    """What the reward function says of a file's samples beyond the score: `pred`, if of any; numbers, if of all."""
+    rows = [row for found in by_index.values() for row in found]
+    numbers = {name for name in ("format", "timeout") if all(isinstance(row.get(name), (int, float)) for row in rows)}
+    return numbers | ({"pred"} if any(row.get("pred") is not None for row in rows) else set())
+
+
+def estimate(rows: Sequence[Row], ks: Sequence[int], reported: Collection[str]) -> dict[str, float]:
+    """One problem's estimates, by metric; maj@k and distinct answers where `pred` is reported: none is no answer."""
     n, right = len(rows), [row["correct"] for row in rows]
     estimates = {f"avg@{n}": sum(right) / n}
     estimates |= {f"pass@{k}": pass_at_k(n=n, correct=sum(right), k=k) for k in ks}
-    if all(row.get("pred") is not None for row in rows):
-        answers = [str(row["pred"]) for row in rows]
+    if "pred" in reported:
+        answers = ["" if row.get("pred") is None else str(row["pred"]) for row in rows]
         ballot = Ballot.count(answers, right)
         estimates |= {f"maj@{k}": share for k, share in zip(ks, majority_at(ballot, ks), strict=True)}
         estimates["distinct_answers"] = len(ballot.votes)
@@ -81,7 +88,7 @@ def estimate(rows: Sequence[Row], ks: Sequence[int]) -> dict[str, float]:
     estimates["response_length"] = _mean(row["response_length"] for row in rows)
     estimates["truncated"] = _mean(row["finish_reason"] == "length" for row in rows)
     for name in ("format", "timeout"):
-        if all(name in row for row in rows):
+        if name in reported:
             estimates[name] = _mean(row[name] for row in rows)
     if any(row["prefix_wanted"] for row in rows):
         estimates["prefix_length"] = _mean(row["prefix_length"] for row in rows)

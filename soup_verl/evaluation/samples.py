@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -57,6 +57,12 @@ class SampleFile:
         self._file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
         self._file.flush()
         os.fsync(self._file.fileno())
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Every row whole, from disk, in the order in which they were appended."""
+        with self.path.open("rb") as lines:
+            for line in lines:
+                yield json.loads(line)
 
     def missing(self, wanted: Iterable[Key]) -> list[Key]:
         """The samples of `wanted` that have no line, in that order."""

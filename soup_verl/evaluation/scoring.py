@@ -6,11 +6,14 @@ import importlib
 import importlib.util
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from soup_verl.evaluation import EvaluationError
+from soup_verl.evaluation.checkpoints import fingerprint
 from soup_verl.evaluation.problems import Problem, digest
 
 DEFAULT = "pkg://soup_verl.reward:compute_score"
@@ -27,7 +30,7 @@ def load_reward(spec: str) -> tuple[Reward, str]:
     try:
         if path.startswith("pkg://"):
             module = importlib.import_module(path.removeprefix("pkg://").replace("/", "."))
-            identity = spec
+            identity = f"{spec}:{fingerprint(_sources(module))}"
         else:
             file = Path(path).expanduser()
             module, identity = _module_of(file), f"{file.name}:{name}:{digest(file)}"
@@ -39,6 +42,19 @@ def load_reward(spec: str) -> tuple[Reward, str]:
     if not callable(function) or inspect.iscoroutinefunction(function):
         raise EvaluationError(f"--reward={spec!r}: expected {name} to be a function that is not a coroutine")
     return function, identity
+
+
+def _sources(module: ModuleType) -> set[Path]:
+    """The module's file, and the folders of the subpackages of its package that it takes something from."""
+    package = module.__name__.partition(".")[0]
+    files = {Path(str(module.__file__))}
+    for value in vars(module).values():
+        owner = value if isinstance(value, ModuleType) else sys.modules.get(getattr(value, "__module__", None) or "")
+        if owner is None or owner.__name__.partition(".")[0] != package or not owner.__file__:
+            continue
+        file = Path(owner.__file__)
+        files |= set(file.parent.glob("*.py")) if owner.__name__.count(".") > 1 else {file}
+    return files
 
 
 def _module_of(path: Path) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
-from verl.model_merger.base_model_merger import generate_config_from_args, parse_args
+from verl.model_merger.base_model_merger import BaseModelMerger, generate_config_from_args, parse_args
 from verl.model_merger.fsdp_model_merger import FSDPModelMerger
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
@@ -64,6 +64,10 @@ def test_the_merger_reads_the_files_that_we_look_for_and_rounds_to_bfloat16():
     assert '"fsdp_config.json"' in source and 'config.get("world_size"' in source
     assert 'f"model_world_size_{world_size}_rank_{rank}.pt"' in source
     assert "tensor.bfloat16()" in source
+
+
+def test_the_merger_puts_an_adapter_beside_its_base_model():
+    assert '"lora_adapter"' in inspect.getsource(BaseModelMerger.save_lora_adapter)
 
 
 def test_verl_gives_reward_functions_what_we_give_them():

@@ -65,22 +65,22 @@ def test_killed_twice_it_ends_with_the_samples_of_an_evaluation_that_was_not(mad
 
     # The engine's process first: the command says so in one line and keeps what there is.
     process = start(out, *arguments)
-    wait_for(process, out / "samples.jsonl", 100)
+    wait_for(process, out / "unscored.jsonl", 100)
     (engine,) = [p for p in processes_with(f"SOUP_TEST_MARK={out}") if p != process.pid and _is_engine(p)]
     os.kill(engine, signal.SIGKILL)
     assert process.wait(timeout=LIMIT) == 1
     said = [line for line in (tmp_path / "killed.txt").read_text().splitlines() if line.startswith("error: ")]
     assert len(said) == 1 and said[0].startswith("error: the engine ended with exit code -9")
-    kept = lines(out / "samples.jsonl")
+    kept = lines(out / "unscored.jsonl")
     assert 100 <= kept < 28 * 32
 
     # Then the command itself, in the middle of a line: its engine must not survive it.
     process = start(out, *arguments)
-    wait_for(process, out / "samples.jsonl", kept + 100)
+    wait_for(process, out / "unscored.jsonl", kept + 100)
     process.kill()
     process.wait()
     assert survivors(out, within=60) == []
-    with open(out / "samples.jsonl", "ab") as file:
+    with open(out / "unscored.jsonl", "ab") as file:
         file.write(b'{"file": "train.par')
 
     evaluate(out, *arguments)

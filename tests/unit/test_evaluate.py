@@ -176,6 +176,31 @@ def kept(lives, soup):
     return sum(phases)
 
 
+def test_what_was_sampled_is_scored_without_sampling_it_again(files, made_up, capsys):
+    """A reward function that raises, mended: the engine is not asked twice."""
+    assert evaluate(files, out="whole") == 0
+    good = (files / "rewards.py").read_text()
+    (files / "rewards.py").write_text(good.replace("    pred =", "    assert (files / 'mended').exists()\n    pred ="))
+    (files / "rewards.py").write_text(
+        f"import pathlib\nfiles = pathlib.Path({str(files)!r})\n" + (files / "rewards.py").read_text()
+    )
+    assert evaluate(files) == 1
+    assert len(rows(files, name="unscored.jsonl")) == 20 and not rows(files)
+    asked = len(made_up.calls)
+    (files / "mended").touch()
+    assert evaluate(files) == 0
+    assert len(made_up.calls) == asked
+    assert rows(files) == rows(files, "whole")
+    assert not (files / "out" / "unscored.jsonl").exists()
+
+
+def test_rows_that_repeat_a_problem_are_told(files, made_up, capsys):
+    pd.DataFrame([problem(i) for i in (0, 1, 1, 0)]).to_parquet(files / "digits.parquet")
+    assert evaluate(files) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2 of 4 rows repeat an earlier one (first: row 2 of digits.parquet)" in said
+
+
 def test_more_samples_are_added_to_those_there_are(files, made_up):
     assert evaluate(files, n=2) == 0
     first = rows(files)
@@ -239,7 +264,9 @@ def test_other_settings_are_refused(files, made_up, capsys, more, named):
     assert f"holds samples made with {named}" in error_line(capsys)
 
 
-@pytest.mark.parametrize("changed", ["rewards.py", "digits.parquet", "model/config.json"])
+@pytest.mark.parametrize(
+    "changed", ["rewards.py", "digits.parquet", "model/config.json", "model/tokenizer_config.json"]
+)
 def test_other_contents_are_refused(files, made_up, capsys, changed):
     assert evaluate(files) == 0
     capsys.readouterr()

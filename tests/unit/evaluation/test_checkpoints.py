@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,23 @@ def test_a_checkpoint_is_merged_once_and_found_by_its_content(tmp_path, checkpoi
     (checkpoint / "actor" / "model_world_size_2_rank_1.pt").write_bytes(b"2" * 100)
     assert find(checkpoint, tmp_path) != folder
     assert len(list((tmp_path / "merged").iterdir())) == 2
+
+
+def test_a_mended_tokenizer_or_configuration_is_another_checkpoint(tmp_path, checkpoint, merger):
+    folder = find(checkpoint, tmp_path)
+    (checkpoint / "actor" / "huggingface" / "chat_template.jinja").write_text("{{ messages }}")
+    assert find(checkpoint, tmp_path) != folder
+
+
+def test_an_adapter_is_not_evaluated_as_its_base_model(tmp_path, checkpoint, monkeypatch):
+    def run(command, **_):
+        (Path(command[command.index("--target_dir") + 1]) / "lora_adapter").mkdir()  # as verl's merger leaves it
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(checkpoints.subprocess, "run", run)
+    with pytest.raises(EvaluationError, match=r"--model=.*trained with LoRA.*merge_and_unload"):
+        find(checkpoint, tmp_path)
+    assert list((tmp_path / "merged").iterdir()) == []
 
 
 def test_a_failed_merge_leaves_nothing_that_could_be_taken_for_a_model(tmp_path, checkpoint, merger):

@@ -36,6 +36,22 @@ def means(result):
     return {name: metric["mean"] for name, metric in result["metrics"].items()}
 
 
+def test_a_response_without_an_answer_abstains():
+    """One of two samples of a problem has no `pred`: its majority is that of the other."""
+    rows = [row(session=0, correct=True, pred="7"), row(session=1, correct=False, pred=None)]
+    found = means(summarize(rows, ks=[1, 2], seed=0)["a.parquet"])
+    assert (found["maj@1"], found["maj@2"], found["distinct_answers"]) == (0.5, 1.0, 1)
+    (without,) = summarize([row(pred=None), row(session=1)], ks=[1], seed=0).values()
+    assert not [name for name in means(without) if name.startswith(("maj", "distinct"))]
+
+
+@pytest.mark.parametrize("format", [None, "boxed"])
+def test_what_is_no_number_for_every_sample_has_no_mean(format):
+    rows = [row(session=0, format=1.0, timeout=False), row(session=1, format=format, timeout=True)]
+    found = means(summarize(rows, ks=[1], seed=0)["a.parquet"])
+    assert "format" not in found and found["timeout"] == 0.5
+
+
 def test_numbers_by_hand():
     (result,) = summarize(ROWS, ks=[1, 2], seed=0).values()
     assert means(result) == pytest.approx(

@@ -14,9 +14,27 @@ PROBLEM = Problem("a.parquet", 3, [], "sums", "1/2", {"tolerance": None})
 
 def test_the_default_is_ours():
     reward, identity = load_reward(DEFAULT)
-    assert identity == DEFAULT
+    assert identity.startswith(f"{DEFAULT}:")
     found = score(reward, PROBLEM, r"so \boxed{\frac{1}{2}}")
     assert (found["score"], found["acc"], found["correct"], found["pred"]) == (1.0, 1.0, True, "1/2")
+
+
+def test_a_module_is_known_by_its_content_and_that_of_the_folders_it_takes_from(tmp_path, monkeypatch):
+    grading = tmp_path / "graders" / "parts"
+    grading.mkdir(parents=True)
+    (tmp_path / "graders" / "__init__.py").write_text("")
+    (tmp_path / "graders" / "entry.py").write_text("from graders.parts.one import f")
+    (tmp_path / "graders" / "unrelated.py").write_text("")
+    (grading / "__init__.py").write_text("")
+    (grading / "one.py").write_text("def f(**given): return 1.0")
+    (grading / "run_as_a_script.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = [load_reward("pkg://graders.entry:f")[1]]
+    for changed in ("entry.py", "parts/run_as_a_script.py", "unrelated.py"):
+        with (tmp_path / "graders" / changed).open("a") as file:
+            file.write("\n")
+        found.append(load_reward("pkg://graders.entry:f")[1])
+    assert len(set(found)) == 3 and found[2] == found[3]
 
 
 def test_a_file_is_known_by_its_content(tmp_path):
