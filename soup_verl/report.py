@@ -22,16 +22,26 @@ def main(arguments: Sequence[str] | None = None, sleep: Callable[[float], None] 
     """The command; returns its exit code."""
     options = parse(arguments)
     try:
-        while True:
-            write_page(options.out, make_page(options))
-            if options.watch is None:
-                return 0
+        _write(options)
+        while options.watch is not None:
             sleep(options.watch)
+            try:
+                _write(options)
+            except (
+                ReportError,
+                OSError,
+            ) as error:  # a run that starts again rewrites its files: the next page has them
+                sys.stderr.write(f"warning: {error}; the page is as it was\n")
     except KeyboardInterrupt:
         return 0
     except (ReportError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
+    return 0
+
+
+def _write(options: argparse.Namespace) -> None:
+    write_page(options.out, make_page(options))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -64,7 +74,7 @@ def make_page(options: argparse.Namespace) -> str:
     try:
         from soup_verl.reporting.page import render
     except ModuleNotFoundError as error:
-        raise ReportError(f"the report needs {error.name}: pip install 'soup-verl[report]'") from None
+        raise ReportError(f"the report needs {error.name}: pip install plotly Jinja2") from None
     runs = read_runs([*options.runs, *([options.baseline] if options.baseline else [])])
     return render(runs, baseline=options.baseline, evaluations=options.evaluation, refresh=options.watch)
 

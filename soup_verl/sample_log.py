@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -144,8 +145,10 @@ def append(folder: Path, records: Iterable[dict[str, Any]]) -> None:
     """Add `records` to the folder's `samples.jsonl`."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n" for entry in records)
-    with (folder / FILE).open("a", encoding="utf-8") as file:
-        file.write(lines)
+    with (folder / FILE).open("ab+") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        torn = file.read() not in (b"", b"\n")  # by a kill; what is written now must not join it
+        file.write((b"\n" if torn else b"") + lines.encode())
 
 
 def read(folder: Path) -> dict[int, list[dict[str, Any]]]:

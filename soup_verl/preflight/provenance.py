@@ -27,8 +27,15 @@ def write_run(config: DictConfig, folder: Path) -> None:
     """`config.yaml`, resolved, and `run.json` in `folder`; those of an earlier start there get a number."""
     folder.mkdir(parents=True, exist_ok=True)
     _set_aside(folder)
-    OmegaConf.save(config, folder / CONFIG_FILE, resolve=True)
-    (folder / RUN_FILE).write_text(json.dumps(run_facts(), indent=1) + "\n")
+    _write_whole(folder / CONFIG_FILE, OmegaConf.to_yaml(config, resolve=True))
+    _write_whole(folder / RUN_FILE, json.dumps(run_facts(), indent=1) + "\n")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Beside its name, then renamed: a report that looks just now finds no half of it."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def _set_aside(folder: Path) -> None:

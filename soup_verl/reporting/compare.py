@@ -15,6 +15,8 @@ from soup_verl.reporting.runs import Run
 
 # Names, folders, resuming and logging: they do not change what is computed.
 NOT_COMPARED = (
+    "actor_rollout_ref.rollout.trace.experiment_name",
+    "actor_rollout_ref.rollout.trace.project_name",
     "hydra",
     "soup.log_samples",
     "soup.preflight_only",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import html
+import itertools
+import math
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -60,6 +63,27 @@ def line_and_band(
     return [*band, mean]
 
 
+def with_gaps(one: Series) -> Series:
+    """With a point of no value (NaN) wherever steps are missing, so that no line is drawn across: where two follow each
+    other at more than one and a half times the usual distance."""
+    distances = [b - a for a, b in itertools.pairwise(one.steps)]
+    usual = statistics.median(distances) if distances else 0
+    breaks = [i + 1 for i, distance in enumerate(distances) if distance > 1.5 * usual]
+    if not breaks:
+        return one
+    halfway = [(one.steps[i - 1] + one.steps[i]) / 2 for i in breaks]
+    columns = ((one.steps, halfway), *((column, [math.nan] * len(breaks)) for column in (one.mean, one.low, one.high)))
+    steps, mean, low, high = (_inserted(column, breaks, values) for column, values in columns)
+    return Series(steps, mean, low, high, _inserted(one.n, breaks, [0] * len(breaks)))
+
+
+def _inserted(column: Sequence[Any], places: Sequence[int], values: Sequence[Any]) -> list[Any]:
+    found = list(column)
+    for place, value in zip(reversed(places), reversed(values), strict=True):
+        found.insert(place, value)
+    return found
+
+
 def axes(x: str, y: str, x_range: Sequence[float] | None = None) -> dict[str, Any]:
     """Layout with titled axes."""
     return {
@@ -69,9 +93,9 @@ def axes(x: str, y: str, x_range: Sequence[float] | None = None) -> dict[str, An
     }
 
 
-def rounded(values: Iterable[float]) -> list[float]:
-    """To five digits: the page holds every point."""
-    return [float(f"{value:.5g}") for value in values]
+def rounded(values: Iterable[float]) -> list[float | None]:
+    """To five digits: the page holds every point. NaN, a gap, is None: JSON has no other word."""
+    return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values]
 
 
 def spans_decades(data: Iterable[Series]) -> bool:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from soup_verl.reporting.compare import Group
 from soup_verl.reporting.drawing import COLORS
 from soup_verl.reporting.figures import Evaluated
 from soup_verl.reporting.runs import Evaluation, read_evaluation, unique_names
+
+CONDITIONS = ("n", "temperature", "top_p", "max_tokens", "prefix_tokens")
+"""Settings of an evaluation that decide about its numbers, besides model and data."""
 
 
 def lines(groups: Sequence[Group], folders: Sequence[Path]) -> list[Evaluated]:
@@ -21,9 +25,22 @@ def lines(groups: Sequence[Group], folders: Sequence[Path]) -> list[Evaluated]:
     known = {e.folder.resolve() for line in found for e in line.evaluations}
     others = [folder for folder in folders if folder.resolve() not in known]
     names = unique_names([folder.resolve() for folder in others])
-    return found + [
+    found += [
         Evaluated(name, len(groups) + i, (len(groups) + i) // len(COLORS), [read_evaluation(folder)])
         for i, (name, folder) in enumerate(zip(names, others, strict=True))
+    ]
+    return _told_apart(found)
+
+
+def _told_apart(found: Sequence[Evaluated]) -> list[Evaluated]:
+    """With the conditions in which the evaluations differ behind their names."""
+    conditions = [{key: one.evaluations[0].settings.get(key) for key in CONDITIONS} for one in found]
+    differing = [key for key in CONDITIONS if any(c[key] != conditions[0][key] for c in conditions)]
+    return [
+        replace(
+            one, name=", ".join([one.name, *(f"{key}={given[key]}" for key in differing if given[key] is not None)])
+        )
+        for one, given in zip(found, conditions, strict=True)
     ]
 
 

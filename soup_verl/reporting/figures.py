@@ -13,8 +13,8 @@ from typing import Any
 
 from soup_verl.reporting import compare
 from soup_verl.reporting.compare import Group, Series
-from soup_verl.reporting.drawing import DASHES, axes, color, line_and_band, padded, rounded, spans_decades
-from soup_verl.reporting.runs import Evaluation, Interval, Run
+from soup_verl.reporting.drawing import DASHES, axes, color, line_and_band, padded, rounded, spans_decades, with_gaps
+from soup_verl.reporting.runs import AtK, Evaluation, Interval, Run
 from soup_verl.reporting.stages import STAGES, stage_seconds
 
 SEGMENTS = ("prefix", "continuation", "onpolicy")
@@ -152,7 +152,7 @@ RATIO_CAPTION = (
 LOST_CAPTION = (
     "Share of the summed |advantage| on tokens whose gradient clipping makes 0. High on prefixes: they teach little."
 )
-AGE_CAPTION = "Steps between the policy of a prefix and the one that continues it. No line: no prefixes in that step."
+AGE_CAPTION = "Steps between the policy of a prefix and the one that continues it. A gap: no prefixes in those steps."
 LENGTH_CAPTION = "Tokens of a response that come from its historical policy, over mixed responses only."
 TIME_CAPTION = (
     "The stages of a step, without validation. Prefixes that are sampled while the batch's own responses are awaited "
@@ -200,7 +200,7 @@ def steps_of(groups: Sequence[Group]) -> list[float]:
 def _panel(
     line: Line, data: Sequence[tuple[Group, Series]], x_range: Sequence[float], y_range: Sequence[float] | None = None
 ) -> Panel:
-    traces = [trace for group, one in data for trace in line_and_band(group.name, group.number, one)]
+    traces = [trace for group, one in data for trace in line_and_band(group.name, group.number, with_gaps(one))]
     layout = axes(STEP, line.y, x_range)
     if line.log and spans_decades([one for _, one in data]):
         layout["yaxis"] |= {"type": "log", "exponentformat": "power", "dtick": 1}
@@ -290,24 +290,27 @@ def _at_k(
     title: str,
     caption: str,
     evaluated: Sequence[Evaluated],
-    of: Callable[[Evaluation], Mapping[int, Interval]],
+    of: Callable[[AtK], Mapping[int, Interval]],
 ) -> Figure:
-    """A line for each of `evaluated`; the band is its interval, or the range over runs where there are several."""
-    traces: list[dict[str, Any]] = []
-    legend, ks = [], set()
-    for one in evaluated:
-        if found := [intervals for evaluation in one.evaluations if (intervals := of(evaluation))]:
-            series = _interval_series(found[0]) if len(found) == 1 else compare.series(_means(f) for f in found)
-            traces += line_and_band(one.name, one.number, series, style=one.style, interval=len(found) == 1)
-            legend.append((one.name, color(one.number), DASHES[one.style % len(DASHES)]))
-            ks |= set(series.steps)
-    layout = axes("k, responses a problem", title)
-    ticks = sorted(k for k in ks if int(k) & (int(k) - 1) == 0) or sorted(ks)
-    layout["xaxis"] |= {"type": "log", "tickvals": ticks, "ticktext": [f"{k:g}" for k in ticks]}
-    panels = [Panel("all problems", name, {"data": traces, "layout": layout})] if traces else []
-    return Figure(
-        name, title, caption, panels, [] if traces else [f"{name} of an evaluation's results.json"], legend, False
-    )
+    """A panel for each data file, in it a line for each of `evaluated` that has it; the band is its interval, or the
+    range over runs where there are several."""
+    panels, legend = [], {}
+    for file in dict.fromkeys(file for one in evaluated for e in one.evaluations for file in e.files):
+        traces: list[dict[str, Any]] = []
+        ks: set[float] = set()
+        for one in evaluated:
+            if found := [intervals for e in one.evaluations if file in e.files and (intervals := of(e.files[file]))]:
+                series = _interval_series(found[0]) if len(found) == 1 else compare.series(_means(f) for f in found)
+                traces += line_and_band(one.name, one.number, series, style=one.style, interval=len(found) == 1)
+                legend[one.name] = (one.name, color(one.number), DASHES[one.style % len(DASHES)])
+                ks |= set(series.steps)
+        if traces:
+            layout = axes("k, responses a problem", title)
+            ticks = sorted(k for k in ks if int(k) & (int(k) - 1) == 0) or sorted(ks)
+            layout["xaxis"] |= {"type": "log", "tickvals": ticks, "ticktext": [f"{k:g}" for k in ticks]}
+            panels.append(Panel(file.removesuffix(".parquet"), name, {"data": traces, "layout": layout}))
+    missing = [] if panels else [f"{name} of an evaluation's results.json"]
+    return Figure(name, title, caption, panels, missing, list(legend.values()), False)
 
 
 def _interval_series(found: Mapping[int, Interval]) -> Series:

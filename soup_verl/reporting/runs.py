@@ -19,6 +19,8 @@ except ImportError:
 from soup_verl import run_log, sample_log
 
 CONFIG_FILE, RUN_FILE, RESULTS_FILE = "config.yaml", "run.json", "results.json"
+ALL = "all"
+"""What `soup_verl.evaluate` calls its data files together: unlike problems, so it is in no figure."""
 
 
 class ReportError(ValueError):
@@ -35,12 +37,20 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation found: k -> interval."""
+class AtK:
+    """What an evaluation found on a data file: k -> interval."""
 
-    folder: Path
     pass_at_k: Mapping[int, Interval]
     maj_at_k: Mapping[int, Interval]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found on each data file, and under which settings."""
+
+    folder: Path
+    files: Mapping[str, AtK]
+    settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -121,8 +131,9 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
 
 
 def find_results(folder: Path) -> list[Path]:
-    """Evaluation results in `folder` and up to two levels under it."""
-    return sorted(file for depth in ("", "*/", "*/*/") for file in folder.glob(depth + RESULTS_FILE))
+    """Evaluation results in `folder` and up to two levels under it; other files of that name are passed over."""
+    files = (file for depth in ("", "*/", "*/*/") for file in folder.glob(depth + RESULTS_FILE))
+    return sorted(file for file in files if _is_evaluation(file))
 
 
 def read_evaluation(folder: Path) -> Evaluation:
@@ -134,8 +145,23 @@ def read_evaluation(folder: Path) -> Evaluation:
     path = folder / RESULTS_FILE
     if not path.is_file():
         raise ReportError(f"{folder}: expected the folder of an evaluation, with {RESULTS_FILE}; there is none.")
-    metrics = _metrics(_read_object(path), path)
-    return Evaluation(folder, _intervals(metrics, "pass@", path), _intervals(metrics, "maj@", path))
+    results = _read_object(path)
+    files = {name: _at_k(found, path) for name, found in _expect_mapping(results.get("files"), path).items()}
+    return Evaluation(
+        folder, {name: at_k for name, at_k in files.items() if name != ALL}, results.get("settings") or {}
+    )
+
+
+def _is_evaluation(path: Path) -> bool:
+    try:
+        return isinstance(_read_object(path).get("files"), dict)
+    except ReportError:
+        return False
+
+
+def _at_k(found: Any, path: Path) -> AtK:
+    metrics = _expect_mapping(_expect_mapping(found, path).get("metrics"), path)
+    return AtK(_intervals(metrics, "pass@", path), _intervals(metrics, "maj@", path))
 
 
 def flatten(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
@@ -179,13 +205,6 @@ def _expect_mapping(value: Any, path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ReportError(f"{path}: expected keys and values, found {type(value).__name__}.")
     return value
-
-
-def _metrics(results: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """What `soup_verl.evaluate` says of all data files together, or of the only one."""
-    files = _expect_mapping(results.get("files"), path)
-    one = files.get("all") or next(iter(files.values()), None)
-    return _expect_mapping(_expect_mapping(one, path).get("metrics"), path)
 
 
 def _intervals(metrics: Mapping[str, Any], name: str, path: Path) -> dict[int, Interval]:

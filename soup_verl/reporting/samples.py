@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from soup_verl import sample_log
 from soup_verl.reporting.compare import Group
 
 SHOWN = 5
@@ -39,7 +40,13 @@ def of_group(group: Group) -> tuple[int, str, list[SampleResponse]] | None:
     run = next((run for run in group.runs if run.samples), None)
     if run is None:
         return None
-    return run.samples[0]["step"], run.name, [response(entry) for entry in run.samples[:SHOWN]]
+    return run.samples[0]["step"], run.name, [response(entry) for entry in shown(run.samples)]
+
+
+def shown(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """`SHOWN` of a step's records, both kinds as `sample_log.choose` would have them of so many."""
+    is_mixed = [any(entry["prefix_mask"]) for entry in records]
+    return [records[i] for i in sample_log.choose(range(len(records)), is_mixed, count=SHOWN, seed=0)]
 
 
 def response(entry: Mapping[str, Any]) -> SampleResponse:

@@ -31,7 +31,7 @@ def test_a_missing_package_ends_in_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     write_run(tmp_path / "a")
     assert report.main([str(tmp_path / "a"), "--out", str(tmp_path / "report.html")]) == 1
-    assert capsys.readouterr().err == "error: the report needs jinja2: pip install 'soup-verl[report]'\n"
+    assert capsys.readouterr().err == "error: the report needs jinja2: pip install plotly Jinja2\n"
 
 
 def test_watching_follows_the_run_until_it_is_interrupted(tmp_path, monkeypatch):
@@ -48,6 +48,20 @@ def test_watching_follows_the_run_until_it_is_interrupted(tmp_path, monkeypatch)
 
     assert report.main([str(folder), "--out", str(out), "--watch", "5"], sleep) == 0
     assert ["step 33" in page for page in pages] == [False, True] and 'content="5"' in pages[0]
+
+
+def test_watching_outlives_files_that_cannot_be_read_for_a_moment(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(page, "get_plotlyjs", lambda: "")
+    folder, out, turns = write_run(tmp_path / "a"), tmp_path / "report.html", []
+
+    def sleep(seconds):
+        turns.append(out.read_text())
+        if len(turns) == 3:
+            raise KeyboardInterrupt
+        (folder / "run.json").write_text("" if len(turns) == 1 else "{}")
+
+    assert report.main([str(folder), "--out", str(out), "--watch", "5"], sleep) == 0
+    assert turns[0] == turns[1] and "run.json: expected JSON" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "1.5", "x"])

@@ -174,3 +174,12 @@ def test_a_repeated_step_counts_as_written_last_and_half_a_line_is_passed_over(t
 
 def test_nothing_recorded(tmp_path):
     assert sample_log.read(tmp_path) == {}
+
+
+def test_a_record_behind_half_a_line_is_not_lost(tmp_path):
+    """As a killed process leaves it, and the resumed one goes on."""
+    sample_log.append(tmp_path, [entry(step=10, sample=i) for i in range(2)])
+    with (tmp_path / sample_log.FILE).open("a") as file:
+        file.write('{"step": 20, "sam')
+    sample_log.append(tmp_path, [entry(step=10, index=5)])
+    assert [record["index"] for record in sample_log.read(tmp_path)[10]] == [5]

@@ -1,7 +1,9 @@
 import pytest
 
+from soup_verl.preflight.provenance import write_run as write_config
 from soup_verl.reporting import compare
 from soup_verl.reporting.runs import Run, read_runs
+from tests.unit.preflight_files import compose
 from tests.unit.reporting.folders import write_run
 
 
@@ -27,6 +29,17 @@ def test_runs_that_differ_only_in_seeds_and_names_are_one_group(tmp_path):
     )
     assert members(found) == {"soup": ["soup_s1", "soup_s2"], "grpo": ["grpo"]}
     assert [group.number for group in found] == [0, 1]
+
+
+@pytest.mark.e2e  # Hydra takes a second
+def test_seeds_of_a_run_as_hydra_composes_it_are_one_group(tmp_path):
+    folders = []
+    for seed in (1, 2):
+        folders.append(write_run(tmp_path / f"soup-s{seed}", config=False))
+        own = [f"soup.seed={seed}", f"data.seed={seed}", f"trainer.experiment_name=soup-s{seed}"]
+        config = compose("platform=cpu", *own, f"trainer.default_local_dir={folders[-1]}")
+        write_config(config, folders[-1])
+    assert members(compare.group_by_seed(read_runs(folders))) == {"soup": ["soup-s1", "soup-s2"]}
 
 
 def test_a_setting_besides_seeds_makes_another_group(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 
 from soup_verl.reporting import drawing, evaluated, figures, stages
 from soup_verl.reporting.compare import Group, series
-from soup_verl.reporting.runs import Evaluation, Interval, Run
+from soup_verl.reporting.runs import AtK, Evaluation, Interval, Run
 from tests.unit.reporting.folders import results_of
 
 METRICS = {
@@ -45,9 +45,11 @@ def lines(panel):
     return [trace for trace in panel.plot["data"] if "name" in trace]
 
 
-EVALUATED = figures.Evaluated(
-    "g", 0, 0, [Evaluation(None, {1: Interval(0.5, 0.25, 0.75), 2: Interval(0.6, 0.5, 0.7)}, {})]
-)
+def evaluation(pass_at_k, folder=None, file="sums.parquet", **settings):
+    return Evaluation(folder, {file: AtK(pass_at_k, {})}, settings)
+
+
+EVALUATED = figures.Evaluated("g", 0, 0, [evaluation({1: Interval(0.5, 0.25, 0.75), 2: Interval(0.6, 0.5, 0.7)})])
 
 
 def test_every_figure_is_one_that_plotly_knows_and_its_axes_have_titles():
@@ -59,6 +61,15 @@ def test_every_figure_is_one_that_plotly_knows_and_its_axes_have_titles():
             for axis in ("xaxis", "yaxis"):
                 assert panel.plot["layout"][axis]["title"]["text"], (figure.name, panel.title)
     assert [name for name, figure in found.items() if not figure.panels] == ["maj_at_k"]
+
+
+def test_a_line_has_a_gap_where_steps_are_missing():
+    """Steps 1, 2, 3 and 6 of one metric; every twentieth step is a line without a gap."""
+    run = Run(None, "r", {"soup/policy_age_mean": dict.fromkeys((1, 2, 3, 6), 4.0)}, None, {}, (), ())
+    (age,) = (trace for trace in lines(drawn([Group("g", 0, [run])])["age"].panels[0]))
+    assert (age["x"], age["y"]) == ([1, 2, 3, 4.5, 6], [4.0, 4.0, 4.0, None, 4.0])
+    even = drawing.with_gaps(series([{20: 1.0, 40: 2.0, 60: 3.0}]))
+    assert even.steps == [20, 40, 60]
 
 
 def test_what_is_not_logged_is_left_out_and_named():
@@ -178,9 +189,27 @@ def test_one_evaluation_has_its_interval_and_several_their_range():
     assert [trace["y"] for trace in alone["data"]] == [[0.25, 0.5], [0.75, 0.7], [0.5, 0.6]]
     assert "n=" not in alone["data"][2]["hovertemplate"]
     assert alone["layout"]["xaxis"]["tickvals"] == [1, 2]
-    other = Evaluation(None, {1: Interval(0.75, 0, 1), 2: Interval(1, 0, 1)}, {})
+    other = evaluation({1: Interval(0.75, 0, 1), 2: Interval(1, 0, 1)})
     both = figures.Evaluated("g", 0, 0, [*EVALUATED.evaluations, other])
     assert drawn([], [both])["pass_at_k"].panels[0].plot["data"][0]["y"] == [0.5, 0.6]
+
+
+def test_every_data_file_has_a_panel_of_its_own():
+    half = {1: Interval(0.5, 0.25, 0.75)}
+    both = Evaluation(None, {"a.parquet": AtK(half, {}), "b.parquet": AtK(half, {})}, {})
+    found = [figures.Evaluated("g", 0, 0, [both]), figures.Evaluated("h", 1, 0, [evaluation(half, file="b.parquet")])]
+    panels = drawn([], found)["pass_at_k"].panels
+    assert [(p.title, [line["name"] for line in lines(p)]) for p in panels] == [("a", ["g"]), ("b", ["g", "h"])]
+
+
+def test_evaluations_under_different_conditions_say_so(tmp_path):
+    def of(name, **settings):
+        return Group(name, 0, [Run(tmp_path, name, {}, None, {}, (), [evaluation({}, tmp_path / "e", **settings)])])
+
+    same = {"n": 32, "temperature": 0.6, "top_p": 0.95}
+    found = evaluated.lines([of("a", **same), of("b", **same, prefix_tokens=[16, 256])], [])
+    assert [one.name for one in found] == ["a", "b, prefix_tokens=[16, 256]"]
+    assert [one.name for one in evaluated.lines([of("a", **same), of("b", **same)], [])] == ["a", "b"]
 
 
 def test_evaluations_at_different_places_in_a_run_are_different_lines(tmp_path):

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from soup_verl.reporting import page
+from soup_verl.reporting import page, samples
 from soup_verl.reporting.runs import read_runs
 from tests.unit.reporting.folders import SAMPLE, write_run
 
@@ -118,3 +118,8 @@ def test_a_ratio_that_is_not_known_is_not_made_up(tmp_path):
     sample = {**SAMPLE, "ratio": [None] * 3, "current_log_probs": [None] * 3, "reward": None}
     text = render(write_run(tmp_path / "a", samples=[sample]))
     assert text.count("ratio not known; log-prob -") == 3 and "reward unknown" in text
+
+
+def test_of_ten_recorded_responses_both_kinds_are_shown():
+    records = [{"prefix_mask": [1, 0]}] * 5 + [{"prefix_mask": [0, 0]}] * 5
+    assert [any(record["prefix_mask"]) for record in samples.shown(records)] == [True, True, True, False, False]

@@ -91,15 +91,30 @@ def test_evaluations_in_the_folder_are_found(tmp_path):
     results = results_of({"avg@16": FOUND, "pass@2": FOUND, "pass@1": FOUND, "pass@16": FOUND})
     (run,) = read_runs([write_run(tmp_path / "a", evaluation=results)])
     (evaluation,) = run.evaluations
-    assert list(evaluation.pass_at_k) == [1, 2, 16] and evaluation.maj_at_k == {}
-    assert evaluation.pass_at_k[1] == Interval(0.5, 0.25, 0.75)
+    (at_k,) = evaluation.files.values()
+    assert list(at_k.pass_at_k) == [1, 2, 16] and at_k.maj_at_k == {}
+    assert at_k.pass_at_k[1] == Interval(0.5, 0.25, 0.75)
 
 
-def test_of_several_data_files_all_together_count_and_one_problem_has_no_interval(tmp_path):
+def test_data_files_are_kept_apart_and_one_problem_has_no_interval(tmp_path):
     found = results_of({"pass@1": FOUND})
-    found["files"]["all"] = {"metrics": {"pass@1": {"mean": 0.125, "low": None, "high": None}}}
+    found["files"]["one.parquet"] = {"metrics": {"pass@1": {"mean": 0.125, "low": None, "high": None}}}
+    found["files"]["all"] = {"metrics": {"pass@1": FOUND}}
     (tmp_path / "results.json").write_text(json.dumps(found))
-    assert runs.read_evaluation(tmp_path).pass_at_k == {1: Interval(0.125, 0.125, 0.125)}
+    files = runs.read_evaluation(tmp_path).files
+    assert list(files) == ["val.parquet", "one.parquet"]
+    assert files["one.parquet"].pass_at_k == {1: Interval(0.125, 0.125, 0.125)}
+
+
+@pytest.mark.parametrize("text", ['{"accuracy": 0.5}', "[1]", '{"files": '])
+def test_files_of_that_name_that_are_no_evaluation_are_passed_over(tmp_path, text):
+    folder = write_run(tmp_path / "a")
+    (folder / "bench").mkdir()
+    (folder / "bench" / "results.json").write_text(text)
+    (run,) = read_runs([folder])
+    assert run.evaluations == []
+    with pytest.raises(ReportError):
+        runs.read_evaluation(folder / "bench")
 
 
 @pytest.mark.parametrize(
@@ -111,7 +126,7 @@ def test_metrics_of_another_shape_are_refused(tmp_path, metrics):
         runs.read_evaluation(tmp_path)
 
 
-@pytest.mark.parametrize("results", [{}, {"files": {}}, {"files": {"a": 1}}, {"files": {"a": {}}}, {"files": [1]}])
+@pytest.mark.parametrize("results", [{}, {"files": {"a": 1}}, {"files": {"a": {}}}, {"files": [1]}])
 def test_results_of_another_shape_are_refused(tmp_path, results):
     (tmp_path / "results.json").write_text(json.dumps(results))
     with pytest.raises(ReportError, match=f"{tmp_path}/results.json: expected keys and values"):
