@@ -56,6 +56,7 @@ def update_sums(
         ratio, advantages, clip_ratio_low=clip_ratio_low, clip_ratio_high=clip_ratio_high, clip_ratio_c=clip_ratio_c
     )
     dual = (advantages < 0) & (ratio > clip_ratio_c)
+    kl = core_algos.kl_k3(log_probs, old_log_probs)
     size = advantages.abs()
     sums: dict[str, Tensor] = {}
     for segment, mask in segment_masks(response_mask, prefix_mask).items():
@@ -64,6 +65,7 @@ def update_sums(
             f"{segment}_tokens": mask.sum(),
             f"{segment}_ratio": r.sum(),
             f"{segment}_ratio_max": r.amax() if r.numel() else r.sum(),
+            f"{segment}_kl": torch.where(mask, kl, 0.0).sum(),
             f"{segment}_clipped": (mask & lost).sum(),
             f"{segment}_dual_clipped": (mask & dual).sum(),
             f"{segment}_gradient": torch.where(mask, size, 0.0).sum(),
@@ -74,7 +76,7 @@ def update_sums(
 
 
 def finish_update_metrics(sums: dict[str, float]) -> dict[str, float]:
-    """`soup/<segment>_ratio_*`, `_clip_fraction`, `_dual_clip_fraction` and `_gradient_lost_share`."""
+    """`soup/<segment>_ratio_*`, `_update_kl_k3`, `_clip_fraction`, `_dual_clip_fraction`, `_gradient_lost_share`."""
     metrics: dict[str, float] = {}
     for segment in SEGMENTS:
         tokens = sums[f"{segment}_tokens"]
@@ -83,6 +85,7 @@ def finish_update_metrics(sums: dict[str, float]) -> dict[str, float]:
         metrics |= {
             f"soup/{segment}_ratio_mean": sums[f"{segment}_ratio"] / tokens,
             f"soup/{segment}_ratio_max": sums[f"{segment}_ratio_max"],
+            f"soup/{segment}_update_kl_k3": sums[f"{segment}_kl"] / tokens,
             f"soup/{segment}_clip_fraction": sums[f"{segment}_clipped"] / tokens,
             f"soup/{segment}_dual_clip_fraction": sums[f"{segment}_dual_clipped"] / tokens,
         }

@@ -114,7 +114,7 @@ KINDS = [
 ]
 KL = [
     Line("historical against current policy", ("soup/prefix_kl_k3",), "k3, nats a prefix token", log=True),
-    Line("current policy before and after the update", ("actor/ppo_kl",), "k1, nats a token"),
+    *by_segment("update_kl_k3", "k3, nats a token", suffix=", while updating"),
     Line("current against reference policy", ("actor/kl_loss", "actor/reward_kl_penalty"), "nats a token"),
 ]
 RATIO = [*by_segment("ratio_mean", "ratio", suffix=", mean"), *by_segment("ratio_max", "ratio", suffix=", largest")]
@@ -142,8 +142,9 @@ ENTROPY_CAPTION = (
     "reward is noise."
 )
 KL_CAPTION = (
-    "First panel: how far the prefixes' policies are from the present one. Near 0 for long: history is no different "
-    "from the present. Growing without end: it is too old."
+    "First panel: how far the prefixes' policies are from the one before the update. Near 0 for long: history is no "
+    "different from the present. Growing without end: it is too old. While updating: from the policy that sampled the "
+    "token (or as the objective has it) to the one being trained; 0 on-policy where a step has one update."
 )
 RATIO_CAPTION = (
     "Probability under the policy being trained, over that under the policy that sampled the token. 1 is on-policy; "

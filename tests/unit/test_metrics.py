@@ -44,16 +44,19 @@ def test_update_metrics_by_hand():
         {
             "soup/prefix_ratio_mean": (1.2 + 2.5) / 2,
             "soup/prefix_ratio_max": 2.5,
+            "soup/prefix_update_kl_k3": (0.2 - math.log(1.2) + 1.5 - math.log(2.5)) / 2,
             "soup/prefix_clip_fraction": 1 / 2,  # A > 0: 2.5 is above 1.28
             "soup/prefix_dual_clip_fraction": 0,
             "soup/prefix_gradient_lost_share": 2 / 4,
             "soup/continuation_ratio_mean": 0.75,
             "soup/continuation_ratio_max": 1,
+            "soup/continuation_update_kl_k3": (math.log(2) - 0.5) / 2,
             "soup/continuation_clip_fraction": 0,  # A > 0: 0.5 keeps its gradient
             "soup/continuation_dual_clip_fraction": 0,
             "soup/continuation_gradient_lost_share": 0,
             "soup/onpolicy_ratio_mean": 2.25,
             "soup/onpolicy_ratio_max": 4,
+            "soup/onpolicy_update_kl_k3": (math.log(2) - 0.5 + 3 - math.log(4)) / 2,
             "soup/onpolicy_clip_fraction": 1,  # A < 0: 0.5 is below 0.8, 4 above c = 3
             "soup/onpolicy_dual_clip_fraction": 1 / 2,
             "soup/onpolicy_gradient_lost_share": 1,
