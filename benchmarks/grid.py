@@ -13,12 +13,15 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
+
+if TYPE_CHECKING:
+    from benchmarks.run_inputs import RunSettings
 
 GRID = Path(__file__).with_name("grid.yaml")
 SIDES = ("grpo", "rival", "soup", "variant")
@@ -92,16 +95,34 @@ def chosen(points: Sequence[Point], names: Sequence[str] | None) -> list[Point]:
     return [known[name] for name in names] if names else list(points)
 
 
-def run_points(todo: list[tuple[Point, int]], assets: Path, out: Path) -> None:
-    """Run each (point, seed) that is not finished; one line each, with the time left."""
-    from benchmarks.run_inputs import Assets, nested, parse_settings  # torch: only where something is run
-    from benchmarks.simulate import RESULT, run
+def settings_of(point: Point, seed: int, for_all: Mapping[str, Any]) -> RunSettings:
+    """A point's settings; the knob wins over what holds for all.
+
+    Raises:
+        ValueError: a key is unknown.
+    """
+    from benchmarks.run_inputs import nested, parse_settings  # torch: only where something is run
+
+    knob = {} if point.knob is None else {point.knob: point.value}
+    return parse_settings(nested(point.settings | for_all | knob) | {"seed": seed})
+
+
+def run_points(todo: list[tuple[Point, int]], assets: Path, out: Path, for_all: Sequence[str] = ()) -> None:
+    """Run each (point, seed) that is not finished; one line each, with the time left.
+
+    Args:
+        todo: what to run.
+        assets, out: folders with one folder a task.
+        for_all: "key=value" of every point.
+    """
+    from benchmarks.run_inputs import Assets
+    from benchmarks.simulate import RESULT, assignments, run
 
     unfinished = [(p, seed) for p, seed in todo if not (folder_of(out, p, seed) / RESULT).exists()]
     print(f"{len(todo) - len(unfinished)} of {len(todo)} points are finished", flush=True)
     started = time.perf_counter()
     for done, (point, seed) in enumerate(unfinished, start=1):
-        settings = parse_settings(nested(point.settings) | {"seed": seed})
+        settings = settings_of(point, seed, assignments(for_all))
         result = run(Assets.read(assets / point.task), settings, folder_of(out, point, seed), point.label)
         last = result["checkpoints"][-1]
         left = (time.perf_counter() - started) / done * (len(unfinished) - done) / 3600
@@ -126,6 +147,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0, help="fresh seeds for a confirmation")
     parser.add_argument("--shard", default="0/1", help="this worker's share, counted from 0: 0/2 or 1/2")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="for all points: steps, samples, ..")
     parser.add_argument("--list", action="store_true", help="only list the points")
     arguments = parser.parse_args()
     os.nice(19 - os.nice(0))
@@ -140,7 +162,7 @@ def main() -> None:
         import torch
 
         torch.set_num_threads(1)
-        run_points(todo, arguments.assets, arguments.out)
+        run_points(todo, arguments.assets, arguments.out, arguments.set)
     except (ValueError, OSError) as error:
         sys.exit(f"grid: {error}")
 

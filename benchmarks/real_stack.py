@@ -20,8 +20,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from benchmarks.grid import GRID, Point, chosen, folder_of, read_points
-from benchmarks.run_inputs import Assets, RunSettings, nested, parse_settings
+from benchmarks.grid import GRID, Point, chosen, folder_of, read_points, settings_of
+from benchmarks.run_inputs import Assets, RunSettings
 from benchmarks.sampling import summarize
 from benchmarks.simulate import RESULT, assignments, summary
 from recipe.soup.main_series import compose
@@ -161,12 +161,6 @@ def _run_task(task: str, arguments: argparse.Namespace) -> None:
     run_series(configs)
     for (point, settings), folder in zip(todo, folders, strict=True):
         write_result(assets, settings, point, folder)
-
-
-def settings_of(point: Point, seed: int, for_all: dict[str, Any]) -> RunSettings:
-    """A point's settings; the knob wins over what holds for all."""
-    knob = {} if point.knob is None else {point.knob: point.value}
-    return parse_settings(nested(point.settings | for_all | knob) | {"seed": seed})
 
 
 def _config(assets: Assets, settings: RunSettings, folder: Path) -> DictConfig:

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from benchmarks.analyse import table
@@ -27,18 +28,19 @@ from benchmarks.simulate import INSTRUMENT
 POINTS = ("grpo", "lookahead_age/64")
 NUMBERS = ("pass@1", "pass@8", "pass@32", "entropy")
 SEED = 1000  # published seeds count from 0
+HEADER = ("point", "number", "predicted", "found", "inside")
 
 
-def prediction(values: Sequence[float]) -> Interval:
-    """Where one more seed's number lies, 95 times of 100.
+def prediction(values: Sequence[float], of: int = 1) -> Interval:
+    """Where the mean of so many more seeds lies, 95 times of 100: mean ± t·s·√(1/of + 1/n).
 
     Raises:
         ValueError: fewer than two seeds are published.
     """
     if len(values) < 2:
         raise ValueError(f"{len(values)} published seeds: expected at least two to predict another from")
-    mean = interval(values)  # t·s/√n
-    return replace(mean, half_width=mean.half_width * math.sqrt(len(values) + 1))
+    found = interval(values)  # t·s/√n
+    return replace(found, half_width=found.half_width * math.sqrt(len(values) / of + 1))
 
 
 def measured(results: Mapping[Any, Sequence[Measured]], point: Point) -> Measured:
@@ -59,23 +61,29 @@ def of_stored_warm_start(results: Mapping[Group, list[Measured]], task: str) -> 
     return next((results[group] for group in groups if group in results), [])
 
 
-def compare(published: Measured, found: Measured) -> list[tuple[str, Interval, float]]:
-    """(number, predicted, found) of a point."""
-    (seed,) = found.by_seed
+def compare(published: Measured, found: Measured, numbers: Sequence[str]) -> list[tuple[str, Interval, float]]:
+    """(number, predicted, found) of a point, means over the seeds found; numbers that the point lacks are left out."""
+    seeds, others = sorted(found.by_seed), sorted(published.by_seed)
     return [
-        (name, prediction(published.over(sorted(published.by_seed), name)), found.by_seed[seed][name])
-        for name in NUMBERS
+        (name, prediction(published.over(others, name), len(seeds)), mean(found.over(seeds, name)))
+        for name in numbers
+        if None not in found.over(seeds, name)
     ]
 
 
 def shown(name: str, compared: list[tuple[str, Interval, float]]) -> list[list[str]]:
-    """Rows of the table."""
+    """Rows of the table, under `HEADER`."""
     rows = []
     for number, predicted, value in compared:
         inside = predicted.low <= value <= predicted.high
         interval_text = f"{predicted.mean:.3f} ± {predicted.half_width:.3f}"
         rows.append([name, number, interval_text, f"{value:.3f}", "yes" if inside else "NO"])
     return rows
+
+
+def outside(rows: Sequence[Sequence[str]]) -> int:
+    """How many rows are."""
+    return sum(row[-1] == "NO" for row in rows)
 
 
 def main() -> None:
@@ -96,13 +104,12 @@ def main() -> None:
         rows = []
         for point in points:
             found = measured(read_results(folder_of(arguments.out, point, arguments.seed)), point)
-            rows += shown(found.name, compare(measured({"": published}, point), found))
+            rows += shown(found.name, compare(measured({"": published}, point), found, NUMBERS))
     except (ValueError, OSError) as error:
         sys.exit(f"replicate: {error}")
-    print(table(["point", "number", "predicted", "found", "inside"], rows))
-    outside = [row for row in rows if row[-1] == "NO"]
-    print(json.dumps({"numbers": len(rows), "outside": len(outside)}))
-    sys.exit(bool(outside))
+    print(table(HEADER, rows))
+    print(json.dumps({"numbers": len(rows), "outside": outside(rows)}))
+    sys.exit(outside(rows) > 0)
 
 
 if __name__ == "__main__":

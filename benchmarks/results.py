@@ -16,7 +16,8 @@ FIRST_FRESH_SEED = 100
 """Seeds from here on were run after the first ones had been looked at: they confirm, and are kept apart."""
 STOPPED = "grpo_stopped"
 """Points made of GRPO's checkpoints: stopping early costs nothing and moves along the same two axes."""
-OF_RUN = ("prefix_kl", "prefix_gradient_lost", "reward_std", "step_seconds", "seconds", "decode_tokens")
+OF_RUN = ("prefix_kl", "prefix_gradient_lost", "prefix_tokens_share", "train_reward", "train_entropy", "reward_std")
+OF_RUN += ("response_length", "step_seconds", "seconds", "decode_tokens")
 
 
 class Group(NamedTuple):

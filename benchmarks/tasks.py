@@ -170,8 +170,8 @@ TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         Task("countdown", draw_countdown, answer_countdown, slip_countdown, key_countdown, 0.15, 600, 32, 14),
-        chain_sum("chain_sum", terms=4, sft_steps=700, max_prompt_tokens=28, max_response_tokens=14),
-        chain_sum("chain_sum_8", terms=8, sft_steps=1000, max_prompt_tokens=44, max_response_tokens=30),
+        chain_sum("chain_sum", terms=4, sft_steps=1400, max_prompt_tokens=28, max_response_tokens=14),
+        chain_sum("chain_sum_8", terms=8, sft_steps=2000, max_prompt_tokens=44, max_response_tokens=30),
         Task("order", draw_order, answer_order, slip_order, key_order, 0.5, 700, 48, 10),
     )
 }

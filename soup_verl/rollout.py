@@ -35,6 +35,8 @@ from soup_verl.prefix_sampler import PrefixSampler
 
 GROUP_PREFIXES = "group_prefixes"
 """Batch field, one GroupPrefixes a prompt, on its way from the trainer to the agent loop."""
+SOUP_CONFIG = "soup_config"
+"""Keyword of a session: the worker's `SoupConfig`. Parsing it anew took a fifth of a short session's time."""
 
 # verl exports the Ray actor class; its methods are on the class underneath. Inheriting from that class breaks: Ray
 # pickles the inherited __init__ by value and its zero-argument super() then names another class.
@@ -107,7 +109,7 @@ class SoupAgentLoop(SingleTurnAgentLoop):
     server_manager: Any
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
-        soup = SoupConfig.parse(self.config.soup)
+        soup: SoupConfig = kwargs[SOUP_CONFIG]
         if soup.sampling_seed is not None:
             place = (kwargs.get("global_steps"), kwargs.get("index"), kwargs.get("session_id"))
             sampling_params = {**sampling_params, "seed": stable_seed("response", soup.sampling_seed, *place)}
@@ -149,7 +151,9 @@ class SoupAgentLoopWorker(AgentLoopWorker):
 
     async def _run_agent_loop(self, sampling_params: dict, trajectory: dict, *, agent_name: str, **kwargs: Any) -> None:
         try:
-            if agent_name != "soup_agent" and kwargs.get(GROUP_PREFIXES) is not None:
+            if agent_name == "soup_agent":
+                kwargs[SOUP_CONFIG] = self._soup
+            elif kwargs.get(GROUP_PREFIXES) is not None:
                 raise ValueError(
                     f"agent_name={agent_name!r}: expected soup_agent, the agent loop that can continue a prefix. "
                     "Drop the data set's agent_name column or set soup.mixed_fraction=0."
@@ -161,7 +165,8 @@ class SoupAgentLoopWorker(AgentLoopWorker):
             raise
 
     async def _agent_loop_postprocess(self, output: AgentLoopOutput, validate: bool, **kwargs: Any) -> None:
-        kwargs.pop(GROUP_PREFIXES, None)  # verl stores every other keyword with the sample
+        for ours in (GROUP_PREFIXES, SOUP_CONFIG):
+            kwargs.pop(ours, None)  # verl stores every other keyword with the sample
         await self._store_output(output, validate, **kwargs)
 
     async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict) -> None:

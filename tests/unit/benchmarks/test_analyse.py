@@ -3,6 +3,7 @@ import json
 import pytest
 
 from benchmarks import analyse
+from benchmarks import results as benchmark_results
 from benchmarks.results import FIRST_FRESH_SEED, Group, common_seeds, read_results
 
 OF_RUN = {"prefix_kl": None, "prefix_gradient_lost": None, "reward_std": 0.3, "step_seconds": 0.2, "seconds": 80.0}
@@ -27,7 +28,7 @@ def write(folder, method, side, seed, first, last, value=None):
         "start": checkpoint(0, 0.1, 0.9),
         "checkpoints": [checkpoint(50, 0.15, 0.7), checkpoint(100, first, last)],
         "decode_tokens": 1000.0 + seed,
-        **OF_RUN,
+        **dict.fromkeys(benchmark_results.OF_RUN, 0.1) | OF_RUN,
     }
     place = folder / method / str(value) / f"seed_{seed}"
     place.mkdir(parents=True)

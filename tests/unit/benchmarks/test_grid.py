@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from benchmarks import grid
@@ -54,3 +56,14 @@ def test_a_finished_point_is_skipped(assets, tmp_path, capsys):
     assert "1 of 2 points are finished" in said and '"points_left": 0' in said
     second = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
     assert [path for path in first if first[path] == second[path]] == [grid.folder_of(out, point, 0) / "result.json"]
+
+
+def test_what_holds_for_all_is_set_but_for_the_knob(assets, tmp_path):
+    point = grid.Point("assets", "temperature", "rival", "T", "temperature", 1.5, {"steps": 400, "temperature": 1.5})
+    settings = grid.settings_of(point, 3, {"steps": 200, "temperature": 1.0})
+    assert (settings.steps, settings.temperature, settings.seed) == (200, 1.5, 3)
+    short = grid.Point("assets", "grpo", "grpo", "GRPO", None, None, {"steps": 400, "prompts": 4, "n": 4})
+    grid.run_points([(short, 0)], tmp_path, tmp_path / "out", ["steps=1", "samples=2"])
+    assert (
+        json.loads((grid.folder_of(tmp_path / "out", short, 0) / "result.json").read_text())["settings"]["steps"] == 1
+    )

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.grid import GRID, chosen, read_points
 from benchmarks.keep import keep
-from benchmarks.replicate import compare, measured, of_stored_warm_start, prediction, shown
+from benchmarks.replicate import NUMBERS, compare, measured, of_stored_warm_start, prediction, shown
 from benchmarks.results import Group, Measured
 from benchmarks.simulate import INSTRUMENT
 
@@ -15,6 +15,7 @@ def test_the_prediction_interval_of_three_numbers():
     """s = 1, t(2) = 4.303, so 4.303 * sqrt(4/3) = 4.969."""
     found = prediction([1.0, 2.0, 3.0])
     assert found.mean == 2.0 and found.half_width == pytest.approx(4.969, abs=1e-3)
+    assert prediction([1.0, 2.0, 3.0], of=3).half_width == pytest.approx(4.303 * (2 / 3) ** 0.5, abs=1e-3)
 
 
 def test_one_seed_predicts_nothing():
@@ -29,7 +30,7 @@ def grpo(by_seed):
 
 @pytest.mark.parametrize(("value", "inside"), [(0.45, "yes"), (0.9, "NO")])
 def test_a_number_outside_is_marked(value, inside):
-    rows = shown("grpo", compare(grpo({0: 0.4, 1: 0.5, 2: 0.45}), grpo({1000: value})))
+    rows = shown("grpo", compare(grpo({0: 0.4, 1: 0.5, 2: 0.45}), grpo({1000: value}), NUMBERS))
     assert [row[-1] for row in rows] == [inside] * 4
 
 
