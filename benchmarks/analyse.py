@@ -31,6 +31,7 @@ COLUMNS = {
     "prefix_kl": "prefix KL",
     "prefix_gradient_lost": "lost to clipping",
     "reward_std": "reward std",
+    "reward_fall": "largest fall of reward",
     "step_seconds": "s a step",
     "decode_tokens": "decode tokens",
 }

@@ -1,7 +1,7 @@
 """The results of both instruments, by point and seed.
 
 A result is a `result.json`: task, method, side, title, knob, value, seed, instrument, `start` (the untrained model on
-validation), `checkpoints` (a list of {"step", "pass@1", ..}, the last one final) and means over the run.
+validation), `checkpoints` (a list of {"step", "pass@1", ..}, the last one final) and means over the run, if taken.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FIRST_FRESH_SEED = 100
 STOPPED = "grpo_stopped"
 """Points made of GRPO's checkpoints: stopping early costs nothing and moves along the same two axes."""
 OF_RUN = ("prefix_kl", "prefix_gradient_lost", "prefix_tokens_share", "train_reward", "train_entropy", "reward_std")
-OF_RUN += ("response_length", "step_seconds", "seconds", "decode_tokens")
+OF_RUN += ("reward_fall", "response_length", "step_seconds", "seconds", "decode_tokens")
 
 
 class Group(NamedTuple):
@@ -82,7 +82,7 @@ def _points_of(result: dict[str, Any]) -> Iterator[tuple[dict[str, Any], float |
     """The point itself; of GRPO also the points at which it might have been stopped."""
     *earlier, last = result["checkpoints"]
     name = {key: result[key] for key in ("method", "side", "title", "knob")}
-    yield name, result["value"], last | {key: result[key] for key in OF_RUN}
+    yield name, result["value"], last | {key: result.get(key) for key in OF_RUN}
     if result["method"] == "grpo":
         stopped = {"method": STOPPED, "side": "rival", "title": "GRPO stopped early", "knob": "steps"}
         for checkpoint in [{"step": 0} | result["start"], *earlier]:

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -99,12 +100,26 @@ def run(assets: Assets, settings: RunSettings, out: Path, label: dict[str, Any])
 
 
 def summary(history: list[dict[str, float]]) -> dict[str, float | None]:
-    """Means over the steps, None for what was never logged; of a step's seconds the median: a pause leaves it alone."""
+    """Means over the steps, None for what was never logged; of a step's seconds the median: a pause leaves it alone.
+
+    `reward_fall` is that of the on-policy responses: mixed ones owe a part of theirs to an older policy.
+    """
     found: dict[str, float | None] = {}
     for name, key in MEANS.items():
         values = [data[key] for data in history if key in data]
         found[name] = sum(values) / len(values) if values else None
-    return found | {"step_seconds": median(data["timing_s/step"] for data in history)}
+    rewards = [data["soup/onpolicy_reward_mean"] for data in history if "soup/onpolicy_reward_mean" in data]
+    return found | {"reward_fall": largest_fall(rewards), "step_seconds": median(d["timing_s/step"] for d in history)}
+
+
+def largest_fall(values: Sequence[float], width: int = 20) -> float:
+    """How far means of `width` values in a row ever fall below an earlier one: 0 for a curve that only rises."""
+    peak, fall = -math.inf, 0.0
+    for start in range(0, len(values) - width + 1, width):
+        level = mean(values[start : start + width])
+        peak = max(peak, level)
+        fall = max(fall, peak - level)
+    return fall
 
 
 def assignments(pairs: Sequence[str]) -> dict[str, Any]:

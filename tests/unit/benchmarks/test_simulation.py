@@ -234,3 +234,10 @@ def test_an_epoch_takes_every_question_once():
     epochs = [[i for step in range(first, first + 3) for i in order.batch(step)] for first in (1, 4)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(12)) and epochs[0] != epochs[1]
     assert order.batch(2) != PromptOrder(seed=2, questions=12, a_step=4).batch(2)
+
+
+def test_the_largest_fall_is_from_any_earlier_peak():
+    """Means of two: 1, 4, 3, 5, 2; the last odd value has no partner."""
+    assert simulate.largest_fall([0, 2, 4, 4, 3, 3, 5, 5, 2, 2, -9], width=2) == 3.0
+    assert simulate.largest_fall([1, 2, 3, 4], width=2) == 0.0
+    assert simulate.largest_fall([], width=2) == 0.0
