@@ -5,6 +5,7 @@
 #
 #   bash benchmarks/run_simulation.sh                      all tasks, five seeds
 #   TASKS=countdown SEEDS=3 POINTS="grpo lookahead_age/64" bash benchmarks/run_simulation.sh
+#   FIRST_SEED=100 ..                                      seeds from 100 on are fresh ones, to confirm what was found
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -13,6 +14,7 @@ ASSETS=${ASSETS:-data/benchmarks}
 OUT=${OUT:-runs/sim}
 TASKS=${TASKS:-countdown chain_sum order}
 SEEDS=${SEEDS:-5}
+FIRST_SEED=${FIRST_SEED:-0}
 WORKERS=${WORKERS:-2}
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT # an interrupted grid leaves no worker behind
 
@@ -22,8 +24,8 @@ for task in $TASKS; do
 done
 for worker in $(seq 0 $((WORKERS - 1))); do
   # shellcheck disable=SC2086 # TASKS is a list
-  "$PYTHON" -m benchmarks.grid --assets "$ASSETS" --out "$OUT" --tasks $TASKS --seeds "$SEEDS" ${POINTS:+--points $POINTS} \
-    --shard "$worker/$WORKERS" >>"$OUT/worker_$worker.log" 2>&1 &
+  "$PYTHON" -m benchmarks.grid --assets "$ASSETS" --out "$OUT" --tasks $TASKS --seeds "$SEEDS" \
+    --first-seed "$FIRST_SEED" ${POINTS:+--points $POINTS} --shard "$worker/$WORKERS" >>"$OUT/worker_$worker.log" 2>&1 &
 done
 wait # for each in turn would stop at the first failure; the logs have it, and analyse leaves incomplete seeds out
 [[ ${ANALYSE:-yes} == no ]] || "$PYTHON" -m benchmarks.analyse --results "$OUT" --document docs/results.md --figures docs/figures

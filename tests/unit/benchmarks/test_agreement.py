@@ -39,6 +39,8 @@ def test_numbers_that_do_not_exist_are_left_out(tmp_path):
         for seed in (0, 1):
             write(tmp_path / name, seed, 1.0, prefix_kl=None)
     assert "prefix_kl" not in [row[1] for row in compared(tmp_path)]
+    write(tmp_path / "search", 1, 1.0, prefix_kl=None, reward_std=None, train_reward=None)
+    assert "train_reward" not in [row[1] for row in compared(tmp_path)]
 
 
 def test_first_and_fresh_seeds_are_not_mixed(tmp_path):
