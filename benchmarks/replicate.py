@@ -62,7 +62,7 @@ def of_stored_warm_start(results: Mapping[Group, list[Measured]], task: str) -> 
 
 
 def compare(published: Measured, found: Measured, numbers: Sequence[str]) -> list[tuple[str, Interval, float]]:
-    """(number, predicted, found) of a point, means over the seeds found; numbers that either side lacks are left out."""
+    """(number, predicted, found) of a point, over the seeds found; numbers that either side lacks are left out."""
     seeds, others = sorted(found.by_seed), sorted(published.by_seed)
     return [
         (name, prediction(published.over(others, name), len(seeds)), mean(found.over(seeds, name)))
