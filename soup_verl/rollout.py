@@ -36,7 +36,7 @@ from soup_verl.prefix_sampler import PrefixSampler
 GROUP_PREFIXES = "group_prefixes"
 """Batch field, one GroupPrefixes a prompt, on its way from the trainer to the agent loop."""
 SOUP_CONFIG = "soup_config"
-"""Keyword of a session: the worker's `SoupConfig`. Parsing it anew took a fifth of a short session's time."""
+"""Keyword of a session: our worker's `SoupConfig`. Parsing it anew took a fifth of a short session's time."""
 
 # verl exports the Ray actor class; its methods are on the class underneath. Inheriting from that class breaks: Ray
 # pickles the inherited __init__ by value and its zero-argument super() then names another class.
@@ -109,7 +109,7 @@ class SoupAgentLoop(SingleTurnAgentLoop):
     server_manager: Any
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
-        soup: SoupConfig = kwargs[SOUP_CONFIG]
+        soup = kwargs.get(SOUP_CONFIG) or SoupConfig.parse(self.config.soup)
         if soup.sampling_seed is not None:
             place = (kwargs.get("global_steps"), kwargs.get("index"), kwargs.get("session_id"))
             sampling_params = {**sampling_params, "seed": stable_seed("response", soup.sampling_seed, *place)}
