@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks import analyse
 from benchmarks.analyse import table
 from benchmarks.frontier import Interval, interval
 from benchmarks.grid import GRID, Point, chosen, folder_of, read_points, run_points
@@ -76,8 +77,8 @@ def shown(name: str, compared: list[tuple[str, Interval, float]]) -> list[list[s
     rows = []
     for number, predicted, value in compared:
         inside = predicted.low <= value <= predicted.high
-        interval_text = f"{predicted.mean:.3f} ± {predicted.half_width:.3f}"
-        rows.append([name, number, interval_text, f"{value:.3f}", "yes" if inside else "NO"])
+        interval_text = f"{analyse.shown(predicted.mean)} ± {analyse.shown(predicted.half_width)}"
+        rows.append([name, number, interval_text, analyse.shown(value), "yes" if inside else "NO"])
     return rows
 
 
