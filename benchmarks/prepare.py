@@ -32,7 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks import sampling
 from benchmarks.policy import Shape, read_weights
-from benchmarks.tasks import Task, demonstrations, draw_splits, rows, task_named
+from benchmarks.tasks import DRAWN, Task, demonstrations, draw_splits, rows, task_named
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "quickstart"))
 import prepare as quickstart
@@ -53,7 +53,7 @@ class Settings:
     slips: float
     sft_steps: int
     seed: int = 0
-    train_questions: int = 960
+    train_questions: int = DRAWN
     val_questions: int = 128
     sft_batch: int = 64
     sft_lr: float = 2e-3
@@ -112,12 +112,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def stored_warm_start(settings: Settings) -> Path | None:
-    """The file of `WARM_STARTS` that was made with these settings, if there is one."""
+    """The file of `WARM_STARTS` that was made with these settings, if there is one; it has seen no training question."""
     path = WARM_STARTS / f"{settings.task}.safetensors"
     if not path.exists():
         return None
     with safe_open(path, framework="pt") as file:
-        return path if json.loads(file.metadata()["settings"]) == asdict(settings) else None
+        made_with = json.loads(file.metadata()["settings"]) | {"train_questions": settings.train_questions}
+    return path if made_with == asdict(settings) else None
 
 
 def prepare(out: Path, settings: Settings, *, stored: Path | None = None, keep: bool = False) -> dict[str, Any]:
@@ -129,9 +130,10 @@ def prepare(out: Path, settings: Settings, *, stored: Path | None = None, keep: 
     """
     torch.manual_seed(settings.seed)
     task = task_named(settings.task)
-    sizes = {"val": settings.val_questions, "train": settings.train_questions}
-    sizes["sft"] = settings.sft_batch * settings.sft_steps
+    drawn = max(DRAWN, settings.train_questions)  # for fewer of them the warm start must not see other questions
+    sizes = {"val": settings.val_questions, "train": drawn, "sft": settings.sft_batch * settings.sft_steps}
     questions = draw_splits(task, sizes, settings.seed)
+    questions["train"] = questions["train"][: settings.train_questions]
     weak = demonstrations(replace(task, slips=settings.slips), questions["sft"], settings.seed)
     splits = {name: [Demonstration(q, "") for q in questions[name]] for name in ("train", "val")}
     splits["sft"] = [Demonstration(*pair) for pair in zip(questions["sft"], weak, strict=True)]
@@ -213,7 +215,8 @@ def main() -> None:
     try:
         task = task_named(arguments.task)
         slips = task.slips if arguments.slips is None else arguments.slips
-        settings = Settings(task.name, slips, arguments.sft_steps or task.sft_steps, seed=arguments.seed)
+        steps = arguments.sft_steps or task.sft_steps
+        settings = Settings(task.name, slips, steps, seed=arguments.seed, train_questions=task.train_questions)
         report = finished(arguments.out, settings)
         if report is None:
             stored = None if arguments.train else stored_warm_start(settings)

@@ -5,6 +5,9 @@
     chain_sum_8                  the same with eight numbers, for longer responses
     order       "kdbg:d<k,b<g"   put letters in an order that keeps every pair               many valid answers
 
+    countdown_96                 countdown, its warm start and validation, with 96 of its 960 training questions
+    countdown_1200               countdown, trained for 1,200 steps (in grid.yaml)
+
 `rewards.py` checks answers. A question's `key` is what makes two questions the same; no key is in two splits.
 """
 
@@ -13,10 +16,12 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from benchmarks.rewards import COUNTS
+
+DRAWN = 960  # training questions
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Task:
         slips: share of the demonstrations that are slips.
         sft_steps: steps of the warm start.
         max_prompt_tokens, max_response_tokens: budgets; the latter includes the token that ends a response.
+        train_questions: how many of the `DRAWN` training questions are trained on, the first ones.
     """
 
     name: str
@@ -42,6 +48,7 @@ class Task:
     sft_steps: int
     max_prompt_tokens: int
     max_response_tokens: int
+    train_questions: int = DRAWN
 
 
 # ---- countdown ----
@@ -176,16 +183,23 @@ TASKS: dict[str, Task] = {
     )
 }
 
+# The same task, seen more often.
+VARIANTS = {
+    "countdown_96": replace(TASKS["countdown"], train_questions=96),
+    "countdown_1200": TASKS["countdown"],
+}
+
 
 def task_named(name: str) -> Task:
-    """The task of that name.
+    """The task of that name; one of `VARIANTS` keeps its task's name, which rewards and warm starts go by.
 
     Raises:
         ValueError: there is none.
     """
-    if name not in TASKS:
-        raise ValueError(f"--task {name}: expected one of {', '.join(TASKS)}")
-    return TASKS[name]
+    known = TASKS | VARIANTS
+    if name not in known:
+        raise ValueError(f"--task {name}: expected one of {', '.join(known)}")
+    return known[name]
 
 
 def draw_splits(task: Task, sizes: dict[str, int], seed: int) -> dict[str, list[str]]:

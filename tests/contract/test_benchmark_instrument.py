@@ -1,6 +1,7 @@
 """The search instrument computes what verl and transformers compute, on a model and data that `prepare` made."""
 
 import importlib.util
+import dataclasses
 import json
 from pathlib import Path
 
@@ -43,12 +44,12 @@ def test_prepare_leaves_verls_rows_and_a_complete_folder_is_reused(prepared):
 
 def test_every_task_has_a_warm_start_of_its_settings_and_another_setting_has_none():
     from benchmarks import prepare
-    from benchmarks.tasks import task_named
+    from benchmarks.tasks import TASKS, VARIANTS, task_named
 
-    for name in ("chain_sum", "countdown", "order"):
+    for name in TASKS | VARIANTS:
         task = task_named(name)
-        settings = prepare.Settings(name, task.slips, task.sft_steps)
-        assert prepare.stored_warm_start(settings) == prepare.WARM_STARTS / f"{name}.safetensors"
+        settings = prepare.Settings(task.name, task.slips, task.sft_steps, train_questions=task.train_questions)
+        assert prepare.stored_warm_start(settings) == prepare.WARM_STARTS / f"{task.name}.safetensors"
     assert prepare.stored_warm_start(prepare.Settings(name, task.slips, task.sft_steps + 1)) is None
 
 
@@ -65,6 +66,20 @@ def test_what_is_kept_is_what_was_measured(prepared, tmp_path, monkeypatch):
     weights = read_weights(tmp_path / "again" / "model")
     for name, weight in read_weights(tmp_path / "trained" / "model").items():
         assert weight.dtype == torch.float32 and torch.equal(weight, weights[name])
+
+
+def test_fewer_questions_are_the_first_ones_of_the_same_task_and_start(prepared, tmp_path, monkeypatch):
+    from benchmarks import prepare
+
+    folder, settings, report = prepared
+    monkeypatch.setattr(prepare, "WARM_STARTS", tmp_path / "starts")
+    prepare.prepare(tmp_path / "trained", settings, keep=True)
+    few = dataclasses.replace(settings, train_questions=3)
+    start = prepare.stored_warm_start(few)
+    assert start is not None and prepare.prepare(tmp_path / "few", few, stored=start)["val"] == report["val"]
+    all_of_them = json.loads((folder / "tokens.json").read_text())
+    those_few = json.loads((tmp_path / "few" / "tokens.json").read_text())
+    assert those_few == all_of_them | {"train": all_of_them["train"][:3]}
 
 
 def test_verls_loader_finds_a_reward_that_needs_nothing_of_this_repository(prepared, monkeypatch, tmp_path):

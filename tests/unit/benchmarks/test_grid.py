@@ -4,11 +4,11 @@ import pytest
 
 from benchmarks import grid
 from benchmarks.run_inputs import nested, parse_settings
-from benchmarks.tasks import TASKS
+from benchmarks.tasks import TASKS, VARIANTS, task_named
 from soup_verl.config import SoupConfig
 
 
-@pytest.fixture(scope="module", params=sorted(TASKS))
+@pytest.fixture(scope="module", params=sorted(TASKS | VARIANTS))
 def points(request):
     return grid.read_points(grid.GRID, request.param)
 
@@ -20,8 +20,8 @@ def test_every_point_can_be_run_and_has_a_place_of_its_own(points, tmp_path):
         settings = parse_settings(nested(point.settings) | {"seed": 1})
         soup = SoupConfig.parse(settings.soup | {"seed": 1})
         assert soup.mixing == (point.side in ("soup", "variant")), point.name
-        low, high = soup.prefix_length.bounds(TASKS[point.task].max_response_tokens)
-        assert high <= TASKS[point.task].max_response_tokens - 1, point.name
+        low, high = soup.prefix_length.bounds(task_named(point.task).max_response_tokens)
+        assert high <= task_named(point.task).max_response_tokens - 1, point.name
 
 
 def test_the_knob_takes_its_value(points):
