@@ -112,7 +112,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def stored_warm_start(settings: Settings) -> Path | None:
-    """The file of `WARM_STARTS` that was made with these settings, if there is one; it has seen no training question."""
+    """The file of `WARM_STARTS` that was made with these settings, however many training questions there are, or None."""
     path = WARM_STARTS / f"{settings.task}.safetensors"
     if not path.exists():
         return None

@@ -1,7 +1,7 @@
 """The search instrument computes what verl and transformers compute, on a model and data that `prepare` made."""
 
-import importlib.util
 import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 
