@@ -54,8 +54,8 @@ class Point:
 
     @property
     def label(self) -> dict[str, Any]:
-        """What `result.json` says of the point."""
-        return {"method": self.method, "side": self.side, "title": self.title, "knob": self.knob, "value": self.value}
+        """What `result.json` says of the point; the task by its name in the grid."""
+        return {name: getattr(self, name) for name in ("task", "method", "side", "title", "knob", "value")}
 
 
 def read_points(path: Path, task: str) -> list[Point]:

@@ -112,7 +112,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def stored_warm_start(settings: Settings) -> Path | None:
-    """The file of `WARM_STARTS` that was made with these settings, however many training questions there are, or None."""
+    """The file of `WARM_STARTS` made with these settings, however many training questions; None where there is none."""
     path = WARM_STARTS / f"{settings.task}.safetensors"
     if not path.exists():
         return None

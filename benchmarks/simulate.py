@@ -66,7 +66,7 @@ def run(assets: Assets, settings: RunSettings, out: Path, label: dict[str, Any])
     """Train, validate now and then, write both files under `out` and return the result.
 
     Args:
-        label: what the point is called, copied into the result: method, family, knob and the like.
+        label: what the point is called, copied into the result: task, method, side, knob and the like.
     """
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()

@@ -30,6 +30,10 @@ def test_the_knob_takes_its_value(points):
             assert point.settings[point.knob] == point.value
 
 
+def test_a_result_says_the_task_of_the_grid(points):
+    assert all(point.label["task"] == point.task for point in points)
+
+
 def test_all_methods_take_the_same_steps_and_samples(points):
     assert len({tuple(p.settings[k] for k in ("steps", "prompts", "n", "lr", "samples")) for p in points}) == 1
 
