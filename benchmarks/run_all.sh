@@ -18,7 +18,7 @@ OUT=${OUT:-runs/evidence}
 PUBLISHED=benchmarks/raw
 FRESH_POINTS=${FRESH_POINTS:-grpo reference_kl/0.02 lookahead_age/64 snapshot/8 replay/6 whole_response/64
   lookahead_fraction/0.25 lookahead_fraction/0.75 position/middle position/suffix}
-OFTEN_POINTS=${OFTEN_POINTS:-grpo reference_kl/0.02 reference_kl/0.05 entropy_bonus/0.01 lookahead_age/64
+OFTEN_POINTS=${OFTEN_POINTS:-grpo reference_kl/0.02 reference_kl/0.05 entropy_bonus/0.01 lookahead_age/64 lookahead_age/128
   lookahead_kl/0.02 lookahead_kl/0.05 snapshot/8 replay/6 masked/64 whole_response/64}
 REAL_POINTS=${REAL_POINTS:-grpo lookahead_age/64 snapshot/8 replay/6 masked/64}
 REAL_SEEDS=${REAL_SEEDS:-3}
