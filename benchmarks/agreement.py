@@ -29,7 +29,7 @@ def by_task(results: dict[Group, list[Measured]]) -> dict[tuple[str, str], Measu
     """(task, point) -> what was measured.
 
     Raises:
-        ValueError: one point has results of two instruments, or of both first and fresh seeds.
+        ValueError: one point has results of two instruments, or of several sets of seeds.
     """
     found: dict[tuple[str, str], Measured] = {}
     for group, points in results.items():

@@ -143,8 +143,8 @@ def section(group: Group, points: list[Measured], figures: Path, ks: Sequence[in
     partial = sorted({seed for point in points for seed in point.by_seed} - set(seeds))
     if not seeds:
         return f"### {group.title}\n\nNo seed is complete yet.\n"
-    slug = re.sub(r"[^a-z]+", "_", group.instrument.split("(")[0].strip().lower()) + "_fresh" * group.fresh
-    figure = figures / f"frontier_{group.task}_{slug}.png"
+    slug = re.sub(r"[^a-z]+", "_", group.instrument.split("(")[0].strip().lower())
+    figure = figures / f"frontier_{group.task}_{slug}_{group.seeds_from}.png"
     draw_frontier(points, seeds, ks, f"{group.title}: {len(seeds)} seeds", figure)
     said = [
         f"### {group.title}",

@@ -23,7 +23,7 @@ from benchmarks import analyse
 from benchmarks.analyse import table
 from benchmarks.frontier import Interval, interval
 from benchmarks.grid import GRID, Point, chosen, folder_of, read_points, run_points
-from benchmarks.results import Group, Measured, read_results
+from benchmarks.results import SEEDS_A_SET, Group, Measured, read_results
 from benchmarks.simulate import INSTRUMENT
 
 POINTS = ("grpo", "lookahead_age/64")
@@ -57,8 +57,8 @@ def measured(results: Mapping[Any, Sequence[Measured]], point: Point) -> Measure
 
 
 def of_stored_warm_start(results: Mapping[Group, list[Measured]], task: str) -> list[Measured]:
-    """The results to compare with. `countdown`'s first seeds had another warm start; its fresh ones have this."""
-    groups = [Group(task, INSTRUMENT, fresh) for fresh in (True, False)]
+    """The results to compare with. `countdown`'s first seeds had another warm start; those from 100 on have this."""
+    groups = [Group(task, INSTRUMENT, seeds_from) for seeds_from in (SEEDS_A_SET, 0)]
     return next((results[group] for group in groups if group in results), [])
 
 

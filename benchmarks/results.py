@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-FIRST_FRESH_SEED = 100
-"""Seeds from here on were run after the first ones had been looked at: they confirm, and are kept apart."""
+SEEDS_A_SET = 100
+"""Seeds 0 to 99 are a set, 100 to 199 the next: a later set was run after an earlier one had been looked at, to confirm
+what was seen there, and they are kept apart."""
 STOPPED = "grpo_stopped"
 """Points made of GRPO's checkpoints: stopping early costs nothing and moves along the same two axes."""
 OF_RUN = ("prefix_kl", "prefix_gradient_lost", "prefix_tokens_share", "train_reward", "train_entropy", "reward_std")
@@ -21,15 +22,15 @@ OF_RUN += ("reward_fall", "response_length", "step_seconds", "seconds", "decode_
 
 
 class Group(NamedTuple):
-    """Results that are compared with each other."""
+    """Results that are compared with each other: a set of seeds on a task and an instrument."""
 
     task: str
     instrument: str
-    fresh: bool
+    seeds_from: int
 
     @property
     def title(self) -> str:
-        return f"{self.task}, {self.instrument}" + (", fresh seeds" if self.fresh else "")
+        return f"{self.task}, {self.instrument}, seeds from {self.seeds_from}"
 
 
 @dataclass
@@ -66,7 +67,7 @@ def read_results(folder: Path) -> dict[Group, list[Measured]]:
     found: dict[Group, dict[tuple[str, Any], Measured]] = {}
     for path in sorted(folder.rglob("result.json")):
         result = json.loads(path.read_text())
-        group = Group(result["task"], result["instrument"], result["seed"] >= FIRST_FRESH_SEED)
+        group = Group(result["task"], result["instrument"], result["seed"] // SEEDS_A_SET * SEEDS_A_SET)
         points = found.setdefault(group, {})
         for name, value, values in _points_of(result):
             point = points.setdefault((name["method"], value), Measured(**name, value=value))

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks import analyse
 from benchmarks import results as benchmark_results
-from benchmarks.results import FIRST_FRESH_SEED, Group, common_seeds, read_results
+from benchmarks.results import SEEDS_A_SET, Group, common_seeds, read_results
 
 OF_RUN = {"prefix_kl": None, "prefix_gradient_lost": None, "reward_std": 0.3, "step_seconds": 0.2, "seconds": 80.0}
 
@@ -66,7 +66,7 @@ def test_grpos_checkpoints_and_the_start_are_rivals(results):
 
 
 def test_the_tables_say_what_was_measured(results, tmp_path):
-    group = Group("countdown", "search instrument (plain PyTorch)", fresh=False)
+    group = Group("countdown", "search instrument (plain PyTorch)", 0)
     text = analyse.section(group, points_of(results), tmp_path, [8, 32])
     for k in (8, 32):
         assert f"pass@{k}: of SOUP's 1 points" in text and f"gain: pass@{k} − rivals' frontier" in text
@@ -78,14 +78,16 @@ def test_the_tables_say_what_was_measured(results, tmp_path):
     assert cells[1] == "+0.000 ± 0.000"  # pass@1, paired
     assert cells[2] == "+0.110 ± 0.025"  # .10, .11, .12: t 4.303 x .01 / sqrt(3)
     assert cells[3].endswith("(grpo)") and cells[5] == "above" and cells[6] == "grpo_stopped 50 .. grpo"
-    assert (tmp_path / "frontier_countdown_search_instrument.png").stat().st_size > 10_000
+    assert (tmp_path / "frontier_countdown_search_instrument_0.png").stat().st_size > 10_000
 
 
 def test_fresh_seeds_are_a_group_of_their_own(results):
-    write(results, "grpo", "grpo", FIRST_FRESH_SEED, 0.2, 0.4)
-    first, fresh = read_results(results)
-    assert (first.fresh, fresh.fresh) == (False, True) and fresh.title == f"{first.title}, fresh seeds"
-    assert common_seeds(read_results(results)[fresh]) == [FIRST_FRESH_SEED]
+    for seed in (SEEDS_A_SET, 3 * SEEDS_A_SET + 4):
+        write(results, "grpo", "grpo", seed, 0.2, 0.4)
+    first, second, fourth = read_results(results)
+    assert [group.seeds_from for group in (first, second, fourth)] == [0, 100, 300]
+    assert first.title.endswith(", seeds from 0") and fourth.title.endswith(", seeds from 300")
+    assert common_seeds(read_results(results)[fourth]) == [304]
 
 
 def test_a_point_that_was_run_twice_is_refused(results):

@@ -35,7 +35,7 @@ def test_a_number_outside_is_marked(value, inside):
 
 
 def test_fresh_seeds_are_compared_with_where_there_are_any():
-    first, fresh = (Group("countdown", INSTRUMENT, fresh) for fresh in (False, True))
+    first, fresh = (Group("countdown", INSTRUMENT, seeds_from) for seeds_from in (0, 100))
     results = {first: [grpo({0: 0.4})]}
     assert of_stored_warm_start(results, "countdown") == results[first]
     assert of_stored_warm_start(results, "order") == []
