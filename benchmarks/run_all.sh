@@ -34,6 +34,8 @@ TASKS=$TASKS OUT=$OUT/sim ANALYSE=no bash benchmarks/run_simulation.sh
 TASKS=countdown FIRST_SEED=100 POINTS=$FRESH_POINTS OUT=$OUT/fresh ANALYSE=no bash benchmarks/run_simulation.sh
 TASKS="countdown_96 countdown_1200" FIRST_SEED=100 POINTS=$OFTEN_POINTS OUT=$OUT/fresh ANALYSE=no \
   bash benchmarks/run_simulation.sh
+TASKS=countdown_96 FIRST_SEED=300 SEEDS=8 POINTS="grpo lookahead_kl/0.05 reference_kl/0.05 reference_kl/0.1" \
+  OUT=$OUT/fresh ANALYSE=no bash benchmarks/run_simulation.sh
 for part in sim fresh; do
   "$PYTHON" -m benchmarks.keep --results "$OUT/$part" --published "$PUBLISHED"
 done
