@@ -35,7 +35,8 @@ def test_every_point_is_a_run_of_the_recipe_and_most_can_share_processes(tmp_pat
         plain = OmegaConf.to_container(configs[point.name], resolve=True)
         check_run(SoupConfig.parse(plain["soup"]), plain)
     apart = {name for name, config in configs.items() if not can_share(configs["grpo"], config)}
-    assert apart == {"reference_kl/0.005", "reference_kl/0.02", "reference_kl/0.05"}
+    of_kl = {f"reference_kl/{value}" for value in (0.005, 0.02, 0.05, 0.1)} | {"lookahead_kl/0.02", "lookahead_kl/0.05"}
+    assert apart == of_kl
     age = configs["lookahead_age/64"]
     assert (age.soup.lookahead.age, age.soup.prefix_length.high, age.soup.mixed_fraction) == (64, 6, 0.5)
     assert age.actor_rollout_ref.actor.optim.lr == 2e-4
