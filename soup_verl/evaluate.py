@@ -93,6 +93,7 @@ def evaluate(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any
             f"{again[0].file}). Each counts as a problem of its own, so the intervals are too narrow.",
             markup=False,
         )
+    scoring.try_out(reward, problems)
     with samples.claim(arguments.out):
         job = _prepare(arguments, device, reward, problems, progress)
         samples.bind(arguments.out, _settings(job, reward_identity))
@@ -179,8 +180,8 @@ def sample_prefixes(job: Job) -> dict[Key, dict[str, Any]]:
 def sample_responses(job: Job, prefixes: dict[Key, dict[str, Any]]) -> list[dict[str, Any]]:
     """The line of samples.jsonl of every sample, without the response; the missing are sampled, then scored."""
     arguments, keys = job.arguments, job.all_keys()
-    scored = SampleFile(arguments.out / "samples.jsonl", on_disk=("response", "response_ids"))
-    unscored = SampleFile(arguments.out / "unscored.jsonl", on_disk=("token_ids",))
+    scored = SampleFile(arguments.out / samples.SCORED, on_disk=samples.RESPONSES)
+    unscored = SampleFile(arguments.out / samples.UNSCORED, on_disk=samples.RESPONSES)
     requests = []
     for key in unscored.missing(scored.missing(keys)):
         head = prefixes[key]["prefix_ids"] if prefixes else []

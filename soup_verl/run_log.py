@@ -41,9 +41,10 @@ def read(folder: Path) -> dict[int, dict[str, float]]:
         for line in file.read_text(errors="replace").splitlines():
             try:
                 entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # half a line: it is being written, or the process was killed while it wrote it
-            steps.setdefault(entry["step"], {}).update(entry["data"])
+                step, data = entry["step"], dict(entry["data"])
+            except (ValueError, TypeError, KeyError):
+                continue  # half a line (it is being written, or its process was killed), or one of somebody else's
+            steps.setdefault(step, {}).update(data)
     return dict(sorted(steps.items()))
 
 

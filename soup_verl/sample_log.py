@@ -158,9 +158,10 @@ def read(folder: Path) -> dict[int, list[dict[str, Any]]]:
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the last line of a file that is being written, or of a process that was killed
-        if entry["sample"] == 0:
-            steps[entry["step"]] = []
-        steps.setdefault(entry["step"], []).append(entry)
+            step, sample = entry["step"], entry["sample"]
+        except (ValueError, TypeError, KeyError):
+            continue  # half a line (it is being written, or its process was killed), or an evaluation's
+        if sample == 0:
+            steps[step] = []
+        steps.setdefault(step, []).append(entry)
     return dict(sorted(steps.items()))

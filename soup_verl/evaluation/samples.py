@@ -17,6 +17,10 @@ from soup_verl.evaluation import EvaluationError
 
 Key = tuple[str, int, int]
 """(data file, row in it from 0, session)."""
+SCORED, UNSCORED = "samples.jsonl", "unscored.jsonl"
+"""All samples with their scores; until every one has its score, also what the engine gave."""
+RESPONSES = ("response", "response_ids", "token_ids")
+"""The long fields of these files."""
 
 
 def key_of(row: Mapping[str, Any]) -> Key:
@@ -113,6 +117,8 @@ def claim(out: Path) -> TextIO:
 def bind(out: Path, settings: dict[str, Any]) -> None:
     """Write down what decides about the samples in `out`, or compare it with what stands there.
 
+    A reward function may change (be mended) until all is scored: what it said is dropped, what was sampled stays.
+
     Raises:
         EvaluationError: the samples there were made with other settings; names the first that differ.
     """
@@ -125,9 +131,24 @@ def bind(out: Path, settings: dict[str, Any]) -> None:
         differing = [k for k in [*settings, *(stored.keys() - settings.keys())] if stored.get(k) != settings.get(k)]
     except (ValueError, AttributeError):
         raise EvaluationError(f"{path}: not readable. Choose another --out.") from None
-    if differing:
+    if differing == ["reward"] and _drop_scores(out):
+        write_json(path, settings)
+    elif differing:
         shown = "; ".join(f"{k}={stored.get(k)!r}, now {settings.get(k)!r}" for k in differing[:3])
         raise EvaluationError(f"--out={out}: holds samples made with {shown}. Choose another --out, or those settings.")
+
+
+def _drop_scores(out: Path) -> bool:
+    """Whether every response is still there to be scored again; if so, the scores are gone."""
+    if not (out / UNSCORED).exists():
+        return not (out / SCORED).exists()
+    scored, unscored = (SampleFile(out / name, on_disk=RESPONSES) for name in (SCORED, UNSCORED))
+    for file in (scored, unscored):
+        file.close()
+    if scored.rows.keys() - unscored.rows.keys():
+        return False
+    scored.path.unlink()
+    return True
 
 
 def write_json(path: Path, content: Any) -> None:

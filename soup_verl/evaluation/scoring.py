@@ -6,8 +6,10 @@ import importlib
 import importlib.util
 import inspect
 import math
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -92,6 +94,17 @@ def score(reward: Reward, problem: Problem, response: str) -> dict[str, Any]:
     if not math.isfinite(value):
         raise EvaluationError(f"{where}: score={value}: expected a finite number")
     return {"acc": value, **{k: _plain(v) for k, v in fields.items()}, "score": value, "correct": correct}
+
+
+def try_out(reward: Reward, problems: Sequence[Problem]) -> None:
+    """Score an empty response to every problem: what cannot be scored is told before hours of sampling.
+
+    Raises:
+        EvaluationError: as `score`.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(lambda problem: score(reward, problem, ""), problems):
+            pass
 
 
 def _plain(value: Any) -> Any:

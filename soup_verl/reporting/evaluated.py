@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from soup_verl.reporting.compare import Group
 from soup_verl.reporting.drawing import COLORS
@@ -32,9 +34,14 @@ def lines(groups: Sequence[Group], folders: Sequence[Path]) -> list[Evaluated]:
     return _told_apart(found)
 
 
+def conditions_of(evaluation: Evaluation) -> dict[str, Any]:
+    """What `CONDITIONS` were; None where it does not say."""
+    return {key: evaluation.settings.get(key) for key in CONDITIONS}
+
+
 def _told_apart(found: Sequence[Evaluated]) -> list[Evaluated]:
     """With the conditions in which the evaluations differ behind their names."""
-    conditions = [{key: one.evaluations[0].settings.get(key) for key in CONDITIONS} for one in found]
+    conditions = [conditions_of(one.evaluations[0]) for one in found]
     differing = [key for key in CONDITIONS if any(c[key] != conditions[0][key] for c in conditions)]
     return [
         replace(
@@ -45,11 +52,14 @@ def _told_apart(found: Sequence[Evaluated]) -> list[Evaluated]:
 
 
 def _of_group(group: Group) -> list[Evaluated]:
-    places: dict[str, list[Evaluation]] = {}
+    """A line for each place in the runs' folders; another one where there an evaluation was made differently."""
+    found: dict[tuple[str, str], list[Evaluation]] = {}
     for run in group.runs:
         for evaluation in run.evaluations:
-            places.setdefault(evaluation.folder.relative_to(run.folder).as_posix(), []).append(evaluation)
+            place = evaluation.folder.relative_to(run.folder).as_posix()
+            found.setdefault((place, json.dumps(conditions_of(evaluation))), []).append(evaluation)
+    places = {place for place, _ in found}
     return [
         Evaluated(f"{group.name}, {place}" if len(places) > 1 else group.name, group.number, style, evaluations)
-        for style, (place, evaluations) in enumerate(places.items())
+        for style, ((place, _), evaluations) in enumerate(found.items())
     ]

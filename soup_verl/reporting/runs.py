@@ -189,7 +189,7 @@ def _read_settings(path: Path) -> dict[str, Any] | None:
         return None
     try:
         settings = yaml.load(path.read_text(encoding="utf-8"), Loader=SafeLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ReportError(f"{path}: expected YAML: {' '.join(str(error).split())}") from None
     return flatten(_expect_mapping(settings, path))
 
@@ -197,7 +197,7 @@ def _read_settings(path: Path) -> dict[str, Any] | None:
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         return _expect_mapping(json.loads(path.read_text(encoding="utf-8")), path)
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not UTF-8
         raise ReportError(f"{path}: expected JSON: {error}") from None
 
 

@@ -176,22 +176,40 @@ def kept(lives, soup):
     return sum(phases)
 
 
-def test_what_was_sampled_is_scored_without_sampling_it_again(files, made_up, capsys):
-    """A reward function that raises, mended: the engine is not asked twice."""
+RAISES = REWARD.replace("pred =", "assert not solution_str or ground_truth != '3'\n    pred =", 1)
+
+
+def test_a_mended_reward_scores_everything_again_and_samples_nothing(files, made_up, capsys, monkeypatch):
+    """It raised at the last problems, so that what came before was scored by its other version."""
+    monkeypatch.setattr("soup_verl.evaluate.SCORED_AT_ONCE", 1)
     assert evaluate(files, out="whole") == 0
-    good = (files / "rewards.py").read_text()
-    (files / "rewards.py").write_text(good.replace("    pred =", "    assert (files / 'mended').exists()\n    pred ="))
-    (files / "rewards.py").write_text(
-        f"import pathlib\nfiles = pathlib.Path({str(files)!r})\n" + (files / "rewards.py").read_text()
-    )
+    (files / "rewards.py").write_text(RAISES.replace("2.0 *", "5.0 *"))
     assert evaluate(files) == 1
-    assert len(rows(files, name="unscored.jsonl")) == 20 and not rows(files)
+    assert len(rows(files, name="unscored.jsonl")) == 20 and len(rows(files)) > 0
     asked = len(made_up.calls)
-    (files / "mended").touch()
+    (files / "rewards.py").write_text(REWARD)
     assert evaluate(files) == 0
     assert len(made_up.calls) == asked
     assert rows(files) == rows(files, "whole")
     assert not (files / "out" / "unscored.jsonl").exists()
+
+
+def test_a_mended_reward_does_not_score_again_what_an_earlier_command_finished(files, made_up, capsys):
+    assert evaluate(files, n=2) == 0
+    finished = rows(files)
+    made_up.lives = 1
+    assert evaluate(files, n=4) == 1
+    (files / "rewards.py").write_text(REWARD.replace("2.0 *", "5.0 *"))
+    capsys.readouterr()
+    assert evaluate(files, n=4) == 1
+    assert "holds samples made with reward=" in error_line(capsys) and rows(files) == finished
+
+
+def test_what_cannot_be_scored_is_told_before_anything_is_sampled(files, made_up, capsys):
+    (files / "rewards.py").write_text(REWARD.replace("pred =", "assert ground_truth != '3'\n    pred =", 1))
+    assert evaluate(files) == 1
+    assert "the reward function, problem 3 of digits.parquet: AssertionError" in error_line(capsys)
+    assert made_up.calls == [] and not (files / "out").exists()
 
 
 def test_rows_that_repeat_a_problem_are_told(files, made_up, capsys):
@@ -378,7 +396,7 @@ def test_arguments_of_the_chat_template_reach_it_and_are_settings(files, made_up
 
 
 def test_a_reward_that_raises_ends_the_evaluation_and_keeps_what_was_scored(files, made_up, capsys):
-    (files / "rewards.py").write_text(REWARD.replace("pred =", "assert ground_truth != '3'\n    pred =", 1))
+    (files / "rewards.py").write_text(RAISES)
     assert evaluate(files) == 1
     assert "the reward function, problem 3 of digits.parquet: AssertionError" in error_line(capsys)
     assert made_up.running == 0  # it would keep the memory, and the command from ending

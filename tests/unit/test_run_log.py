@@ -20,8 +20,8 @@ def test_resumes_are_put_together_and_the_last_word_on_a_step_counts(tmp_path):
     assert list(run_log.read(tmp_path).items()) == list(expected.items())
 
 
-@pytest.mark.parametrize("tail", ['{"step": 2, "da', '{"step": 2, "data": {"a": 2.0}', "{"])
-def test_a_half_written_line_is_passed_over(tmp_path, tail):
+@pytest.mark.parametrize("tail", ['{"step": 2, "da', '{"step": 2, "data": {"a": 2.0}', "{", "null", '{"step": 2}'])
+def test_a_half_written_line_or_a_foreign_one_is_passed_over(tmp_path, tail):
     write(tmp_path, (1, {"a": 1.0}), tail=tail)
     assert run_log.read(tmp_path) == {1: {"a": 1.0}}
 

@@ -226,6 +226,17 @@ def test_evaluations_at_different_places_in_a_run_are_different_lines(tmp_path):
     ]
 
 
+def test_seeds_that_were_evaluated_differently_are_not_averaged(tmp_path):
+    def run(name, **settings):
+        return Run(tmp_path / name, name, {}, None, {}, (), [Evaluation(tmp_path / name / "e", {}, settings)])
+
+    group = Group("a", 0, [run("a1", temperature=0.6), run("a2", temperature=1.4), run("a3", temperature=0.6)])
+    assert [(e.name, e.style, len(e.evaluations)) for e in evaluated.lines([group], [])] == [
+        ("a, temperature=0.6", 0, 2),
+        ("a, temperature=1.4", 1, 1),
+    ]
+
+
 def test_further_evaluations_have_colours_of_their_own(tmp_path):
     folder = tmp_path / "elsewhere"
     folder.mkdir()

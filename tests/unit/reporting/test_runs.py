@@ -87,6 +87,21 @@ def test_names_are_as_short_as_can_be(paths, names):
 FOUND = {"mean": 0.5, "low": 0.25, "high": 0.75}
 
 
+@pytest.mark.parametrize(("name", "kind"), [("run.json", "JSON"), ("config.yaml", "YAML")])
+def test_files_that_are_not_text_are_refused(tmp_path, name, kind):
+    folder = write_run(tmp_path / "a")
+    (folder / name).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ReportError, match=f"{name}: expected {kind}: "):
+        read_runs([folder])
+
+
+def test_an_evaluations_samples_beside_a_run_are_not_its_own(tmp_path):
+    folder = write_run(tmp_path / "a")
+    (folder / "samples.jsonl").write_text(json.dumps({"file": "val.parquet", "index": 0, "session": 0}) + "\n")
+    (run,) = read_runs([folder])
+    assert not run.samples
+
+
 def test_evaluations_in_the_folder_are_found(tmp_path):
     results = results_of({"avg@16": FOUND, "pass@2": FOUND, "pass@1": FOUND, "pass@16": FOUND})
     (run,) = read_runs([write_run(tmp_path / "a", evaluation=results)])
