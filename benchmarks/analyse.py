@@ -179,7 +179,7 @@ def main() -> None:
     """Parse the command line; rewrite the document's generated part and the figures."""
     parser = argparse.ArgumentParser(description="Tables and figures from results.")
     parser.add_argument("--results", type=Path, required=True, help="folder with result.json files at any depth")
-    parser.add_argument("--document", type=Path, required=True)
+    parser.add_argument("--document", type=Path, required=True, help="rewritten between its markers; made if missing")
     parser.add_argument("--figures", type=Path, required=True)
     parser.add_argument("--k", type=int, nargs="+", default=[8, 32], help="of pass@k on the frontier")
     arguments = parser.parse_args()
@@ -189,7 +189,8 @@ def main() -> None:
         sections = [section(group, selected(points), arguments.figures, arguments.k) for group, points in found.items()]
         folder = os.path.relpath(arguments.figures, arguments.document.parent)
         text = "\n".join(sections).replace("FIGURES/", f"{folder}/")
-        arguments.document.write_text(replace_generated(arguments.document.read_text(), text))
+        old = arguments.document.read_text() if arguments.document.exists() else f"{BEGIN}\n{END}\n"
+        arguments.document.write_text(replace_generated(old, text))
     except (ValueError, OSError) as error:
         sys.exit(f"analyse: {error}")
     print(f"wrote {arguments.document} and {len(found)} figures to {arguments.figures}")

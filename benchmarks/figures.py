@@ -19,10 +19,10 @@ from benchmarks.results import Measured
 COLOURS = {  # of Okabe and Ito: apart for every colour vision; a side's methods differ by marker
     "grpo": ("#000000",),
     "rival": ("#0072B2", "#56B4E9", "#5B5B9F", "#8899AA"),
-    "soup": ("#D55E00", "#E69F00", "#B03A2E", "#CC79A7", "#F0A35E"),
+    "soup": ("#D55E00", "#E69F00", "#B03A2E", "#CC79A7", "#F0A35E", "#7F3C00", "#A0522D"),
     "variant": ("#009E73", "#4C8C4A", "#88B04B"),
 }
-MARKERS = {"grpo": "*", "rival": "sD^v", "soup": "oPXp8", "variant": "<>h"}
+MARKERS = {"grpo": "*", "rival": "sD^v", "soup": "oPXp8dH", "variant": "<>h"}
 
 
 def draw_frontier(points: Sequence[Measured], seeds: Sequence[int], ks: Sequence[int], title: str, path: Path) -> None:

@@ -15,9 +15,9 @@ from statistics import mean, stdev
 XY = tuple[float, float]
 """(pass@1, pass@k)."""
 
-# Two-sided 95% quantiles of Student's t for 1, 2, 3 .. degrees of freedom; beyond the table the normal's.
+# Two-sided 95% quantiles of Student's t for 1, 2, 3 .. degrees of freedom; beyond the table its last.
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-NORMAL_95 = 1.960
+T_95 += (2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def interval(values: Sequence[float]) -> Interval:
     if len(values) == 1:
         return Interval(values[0], math.inf, 1)
     freedom = len(values) - 1
-    quantile = T_95[freedom - 1] if freedom <= len(T_95) else NORMAL_95
+    quantile = T_95[min(freedom, len(T_95)) - 1]
     return Interval(mean(values), quantile * stdev(values) / math.sqrt(len(values)), len(values))
 
 

@@ -108,27 +108,54 @@ def settings_of(point: Point, seed: int, for_all: Mapping[str, Any]) -> RunSetti
 
 
 def run_points(todo: list[tuple[Point, int]], assets: Path, out: Path, for_all: Sequence[str] = ()) -> None:
-    """Run each (point, seed) that is not finished; one line each, with the time left.
+    """Run each (point, seed) that is not finished, on one core; one line each, with the time left.
 
     Args:
         todo: what to run.
         assets, out: folders with one folder a task.
         for_all: "key=value" of every point.
+
+    Raises:
+        ValueError: a finished one was made with other settings or from another warm start.
     """
+    import torch
+
     from benchmarks.run_inputs import Assets
     from benchmarks.simulate import RESULT, assignments, run
 
-    unfinished = [(p, seed) for p, seed in todo if not (folder_of(out, p, seed) / RESULT).exists()]
+    torch.set_num_threads(1)
+    of_task = {task: Assets.read(assets / task) for task in {point.task for point, _ in todo}}
+    unfinished = []
+    for point, seed in todo:
+        settings = settings_of(point, seed, assignments(for_all))
+        if not finished(folder_of(out, point, seed) / RESULT, settings, of_task[point.task].start):
+            unfinished.append((point, seed, settings))
     print(f"{len(todo) - len(unfinished)} of {len(todo)} points are finished", flush=True)
     started = time.perf_counter()
-    for done, (point, seed) in enumerate(unfinished, start=1):
-        settings = settings_of(point, seed, assignments(for_all))
-        result = run(Assets.read(assets / point.task), settings, folder_of(out, point, seed), point.label)
+    for done, (point, seed, settings) in enumerate(unfinished, start=1):
+        result = run(of_task[point.task], settings, folder_of(out, point, seed), point.label)
         last = result["checkpoints"][-1]
         left = (time.perf_counter() - started) / done * (len(unfinished) - done) / 3600
         said = {"point": f"{point.task}/{point.name}", "seed": seed, "seconds": round(result["seconds"])}
         said |= {key: round(value, 3) for key, value in last.items() if key in ("pass@1", "pass@32")}
         print(json.dumps(said | {"points_left": len(unfinished) - done, "hours_left": round(left, 2)}), flush=True)
+
+
+def finished(file: Path, settings: RunSettings, start: dict[str, float]) -> bool:
+    """Whether a result is there.
+
+    Raises:
+        ValueError: it is that of other settings or of another warm start.
+    """
+    from benchmarks.run_inputs import check_same
+
+    if not file.exists():
+        return False
+    result = json.loads(file.read_text())
+    check_same(file, result["settings"], settings)
+    if result["start"] != start:
+        raise ValueError(f"{file}: began with another warm start than --assets has; choose another --out")
+    return True
 
 
 def folder_of(out: Path, point: Point, seed: int) -> Path:
@@ -159,9 +186,6 @@ def main() -> None:
         if arguments.list:
             print("\n".join(f"{p.task}/{p.name} seed {seed}" for p, seed in todo))
             return
-        import torch
-
-        torch.set_num_threads(1)
         run_points(todo, arguments.assets, arguments.out, arguments.set)
     except (ValueError, OSError) as error:
         sys.exit(f"grid: {error}")

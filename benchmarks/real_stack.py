@@ -21,7 +21,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from benchmarks.grid import GRID, Point, chosen, folder_of, read_points, settings_of
-from benchmarks.run_inputs import Assets, RunSettings
+from benchmarks.run_inputs import Assets, RunSettings, check_same, dotted
 from benchmarks.sampling import summarize
 from benchmarks.simulate import RESULT, assignments, summary
 from recipe.soup.main_series import compose
@@ -30,7 +30,7 @@ from soup_verl.series import run_series
 
 INSTRUMENT = "real stack (verl, vLLM, Ray, FSDP on a CPU)"
 REWARDS = Path(__file__).with_name("rewards.py")
-VALIDATION = "validation"
+VALIDATION, SETTINGS = "validation", "settings.json"
 LONGEST_PROMPT = 48  # tokens; every task's questions are shorter
 
 
@@ -77,14 +77,21 @@ def overrides(assets: Assets, settings: RunSettings, folder: Path) -> list[str]:
         "soup.seed": settings.seed,
         "soup.sampling_seed": settings.seed,
     }
-    return [f"{key}={value}" for key, value in (given | _dotted(settings.soup, "soup")).items()]
+    return [f"{key}={value}" for key, value in (given | dotted({"soup": settings.soup})).items()]
 
 
-def _dotted(section: dict[str, Any], path: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in section.items():
-        found |= _dotted(value, f"{path}.{key}") if isinstance(value, dict) else {f"{path}.{key}": value}
-    return found
+def claim(folder: Path, settings: RunSettings) -> None:
+    """Write down what a run is made with, or compare it: an unfinished one goes on only as itself.
+
+    Raises:
+        ValueError: the folder has a run with other settings.
+    """
+    file = folder / SETTINGS
+    if file.exists():
+        return check_same(file, json.loads(file.read_text()), settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(asdict(settings), indent=1) + "\n")
+    return None
 
 
 def write_result(assets: Assets, settings: RunSettings, point: Point, folder: Path) -> dict[str, Any]:
@@ -157,6 +164,8 @@ def _run_task(task: str, arguments: argparse.Namespace) -> None:
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     todo = [(point, settings_of(point, seed, assignments(arguments.set))) for seed in seeds for point in points]
     folders = [folder_of(arguments.out, point, settings.seed) for point, settings in todo]
+    for (_, settings), folder in zip(todo, folders, strict=True):
+        claim(folder, settings)
     configs = [_config(assets, settings, folder) for (_, settings), folder in zip(todo, folders, strict=True)]
     run_series(configs)
     for (point, settings), folder in zip(todo, folders, strict=True):

@@ -23,7 +23,7 @@ from benchmarks import analyse
 from benchmarks.analyse import table
 from benchmarks.frontier import Interval, interval
 from benchmarks.grid import GRID, Point, chosen, folder_of, read_points, run_points
-from benchmarks.results import SEEDS_A_SET, Group, Measured, read_results
+from benchmarks.results import Group, Measured, read_results
 from benchmarks.simulate import INSTRUMENT
 
 POINTS = ("grpo", "lookahead_age/64")
@@ -56,10 +56,10 @@ def measured(results: Mapping[Any, Sequence[Measured]], point: Point) -> Measure
     raise ValueError(f"no published result of {point.task}/{point.name}")
 
 
-def of_stored_warm_start(results: Mapping[Group, list[Measured]], task: str) -> list[Measured]:
-    """The results to compare with. `countdown`'s first seeds had another warm start; those from 100 on have this."""
-    groups = [Group(task, INSTRUMENT, seeds_from) for seeds_from in (SEEDS_A_SET, 0)]
-    return next((results[group] for group in groups if group in results), [])
+def first_set(results: Mapping[Group, list[Measured]], task: str) -> list[Measured]:
+    """The results to compare with: of a task's sets of seeds the first."""
+    groups = sorted(group for group in results if (group.task, group.instrument) == (task, INSTRUMENT))
+    return results[groups[0]] if groups else []
 
 
 def compare(published: Measured, found: Measured, numbers: Sequence[str]) -> list[tuple[str, Interval, float]]:
@@ -100,7 +100,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         points = chosen(read_points(GRID, arguments.task), arguments.points)
-        published = of_stored_warm_start(read_results(arguments.published), arguments.task)
+        published = first_set(read_results(arguments.published), arguments.task)
         run_points([(point, arguments.seed) for point in points], arguments.assets, arguments.out)
         rows = []
         for point in points:

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 SEEDS_A_SET = 100
 """Seeds 0 to 99 are a set, 100 to 199 the next: a later set was run after an earlier one had been looked at, to confirm
 what was seen there, and they are kept apart."""
+SAME_START = 0.005
+"""How far pass@1 of the untrained model may lie apart in a group; what another processor's rounding does is less."""
 STOPPED = "grpo_stopped"
 """Points made of GRPO's checkpoints: stopping early costs nothing and moves along the same two axes."""
 OF_RUN = ("prefix_kl", "prefix_gradient_lost", "prefix_tokens_share", "train_reward", "train_entropy", "reward_std")
@@ -62,12 +64,19 @@ def read_results(folder: Path) -> dict[Group, list[Measured]]:
     """Group -> points, GRPO's checkpoints among them.
 
     Raises:
-        ValueError: there is none, or two results claim the same point and seed.
+        ValueError: there is none, two results claim the same point and seed, or those of a group do not start alike.
     """
     found: dict[Group, dict[tuple[str, Any], Measured]] = {}
+    starts: dict[Group, tuple[Path, float]] = {}
     for path in sorted(folder.rglob("result.json")):
         result = json.loads(path.read_text())
         group = Group(result["task"], result["instrument"], result["seed"] // SEEDS_A_SET * SEEDS_A_SET)
+        first, start = starts.setdefault(group, (path, result["start"]["pass@1"]))
+        if abs(result["start"]["pass@1"] - start) > SAME_START:
+            raise ValueError(
+                f"{path}: its untrained model has pass@1 {result['start']['pass@1']:.4f}, that of {first} {start:.4f}: "
+                "they began with different warm starts and cannot be compared; remove one kind"
+            )
         points = found.setdefault(group, {})
         for name, value, values in _points_of(result):
             point = points.setdefault((name["method"], value), Measured(**name, value=value))

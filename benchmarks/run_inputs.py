@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,18 @@ def parse_settings(values: dict[str, Any]) -> RunSettings:
     return RunSettings(**values | {"loss": loss, "soup": soup})
 
 
+def check_same(where: Path, made_with: dict[str, Any], settings: RunSettings) -> None:
+    """What a run left behind must have been made with the settings that it is wanted for.
+
+    Raises:
+        ValueError: it was not; names what differs.
+    """
+    before, now = dotted(made_with), dotted(json.loads(json.dumps(asdict(settings))))
+    if other := [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]:
+        said = ", ".join(f"{key}={before.get(key)}, now {now.get(key)}" for key in other[:3])
+        raise ValueError(f"{where}: made with {said}; choose another --out, or remove what is there")
+
+
 @dataclass(frozen=True)
 class Assets:
     """What `prepare` made of a task; `start` is the untrained model on validation."""
@@ -84,10 +96,18 @@ class Assets:
         return cls(task, folder, length, stored["tokens"], stored["train"], stored["val"], report["val"])
 
 
-def nested(dotted: dict[str, Any]) -> dict[str, Any]:
+def dotted(section: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        found |= dotted(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return found
+
+
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
     """{"a.b": 1} as {"a": {"b": 1}}."""
     found: dict[str, Any] = {}
-    for path, value in dotted.items():
+    for path, value in flat.items():
         *folders, name = path.split(".")
         place = found
         for folder in folders:

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 
@@ -98,6 +99,18 @@ def test_a_point_that_was_run_twice_is_refused(results):
         read_results(results)
 
 
+def test_results_of_another_warm_start_are_not_compared(results):
+    path = next(results.rglob("masked/8/seed_1/result.json"))
+    other = json.loads(path.read_text())
+    for pass_1, message in ((0.104, None), (0.106, "pass@1 0.1060, that of .* 0.1000: they began with different")):
+        path.write_text(json.dumps(other | {"start": {"pass@1": pass_1}}))
+        if message is None:
+            assert read_results(results)
+        else:
+            with pytest.raises(ValueError, match=message):
+                read_results(results)
+
+
 def test_only_the_generated_part_of_a_document_changes():
     document = f"# Results\nby hand\n{analyse.BEGIN}\nold\n{analyse.END}\nand after\n"
     new = analyse.replace_generated(document, "new")
@@ -105,6 +118,14 @@ def test_only_the_generated_part_of_a_document_changes():
     assert analyse.replace_generated(new, "new") == new
     with pytest.raises(ValueError, match="expected one line"):
         analyse.replace_generated("no markers", "new")
+
+
+def test_a_document_that_is_not_there_is_made(results, tmp_path, monkeypatch):
+    out = tmp_path / "tables"
+    words = ["--results", results, "--document", out / "results.md", "--figures", out / "figures", "--k", "8"]
+    monkeypatch.setattr(sys, "argv", ["analyse", *map(str, words)])
+    analyse.main()
+    assert "figures/frontier_countdown_search_instrument_0.png" in (out / "results.md").read_text()
 
 
 def test_without_results_it_says_what_to_run(tmp_path):

@@ -62,6 +62,17 @@ def test_a_finished_point_is_skipped(assets, tmp_path, capsys):
     assert [path for path in first if first[path] == second[path]] == [grid.folder_of(out, point, 0) / "result.json"]
 
 
+def test_a_result_of_other_settings_or_another_warm_start_is_not_taken_for_the_point(assets, tmp_path):
+    point = grid.Point("assets", "grpo", "grpo", "GRPO", None, None, {"steps": 1, "prompts": 4, "n": 4, "samples": 2})
+    grid.run_points([(point, 0)], tmp_path, tmp_path / "out")
+    with pytest.raises(ValueError, match="seed_0/result.json: made with lr=0.0001, now 0.5; choose another --out"):
+        grid.run_points([(point, 0)], tmp_path, tmp_path / "out", ["lr=0.5"])
+    report = json.loads((assets.folder / "prepare.json").read_text())
+    (assets.folder / "prepare.json").write_text(json.dumps(report | {"val": {"pass@1": 0.2}}))
+    with pytest.raises(ValueError, match="seed_0/result.json: began with another warm start than --assets has"):
+        grid.run_points([(point, 0)], tmp_path, tmp_path / "out")
+
+
 def test_what_holds_for_all_is_set_but_for_the_knob(assets, tmp_path):
     point = grid.Point("assets", "temperature", "rival", "T", "temperature", 1.5, {"steps": 400, "temperature": 1.5})
     settings = grid.settings_of(point, 3, {"steps": 200, "temperature": 1.0})

@@ -42,6 +42,16 @@ def test_every_point_is_a_run_of_the_recipe_and_most_can_share_processes(tmp_pat
     assert age.actor_rollout_ref.actor.optim.lr == 2e-4
 
 
+def test_a_folder_goes_on_only_with_the_settings_it_began_with(tmp_path):
+    settings = parse_settings({"seed": 1, "soup": {"mixed_fraction": 0.5}})
+    for _ in range(2):
+        real_stack.claim(tmp_path / "run", settings)
+    other = parse_settings({"seed": 1, "lr": 0.5, "soup": {"mixed_fraction": 0.25}})
+    said = "settings.json: made with lr=0.0001, now 0.5, soup.mixed_fraction=0.5, now 0.25; choose another --out"
+    with pytest.raises(ValueError, match=said):
+        real_stack.claim(tmp_path / "run", other)
+
+
 def test_a_result_is_what_log_and_validation_samples_say(tmp_path):
     """Two questions of two samples: right once, and twice by two answers."""
     samples = [("q", 1.0, "a"), ("q", 0.0, ""), ("r", 1.0, "b"), ("r", 1.0, "c")]

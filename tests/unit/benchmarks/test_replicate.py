@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.grid import GRID, chosen, read_points
 from benchmarks.keep import keep
-from benchmarks.replicate import NUMBERS, compare, measured, of_stored_warm_start, prediction, shown
+from benchmarks.replicate import NUMBERS, compare, first_set, measured, prediction, shown
 from benchmarks.results import Group, Measured
 from benchmarks.simulate import INSTRUMENT
 
@@ -34,13 +34,13 @@ def test_a_number_outside_is_marked(value, inside):
     assert [row[-1] for row in rows] == [inside] * 4
 
 
-def test_fresh_seeds_are_compared_with_where_there_are_any():
-    first, fresh = (Group("countdown", INSTRUMENT, seeds_from) for seeds_from in (0, 100))
-    results = {first: [grpo({0: 0.4})]}
-    assert of_stored_warm_start(results, "countdown") == results[first]
-    assert of_stored_warm_start(results, "order") == []
-    results[fresh] = [grpo({100: 0.4})]
-    assert of_stored_warm_start(results, "countdown") == results[fresh]
+def test_a_tasks_first_set_of_seeds_is_compared_with():
+    results = {Group("countdown", INSTRUMENT, 300): [grpo({300: 0.4})]}
+    assert first_set(results, "countdown") == results[Group("countdown", INSTRUMENT, 300)]
+    results[Group("countdown", "real stack", 0)] = results[Group("order", INSTRUMENT, 0)] = []
+    results[Group("countdown", INSTRUMENT, 100)] = [grpo({100: 0.4})]
+    assert first_set(results, "countdown") == results[Group("countdown", INSTRUMENT, 100)]
+    assert first_set(results, "chain_sum") == []
 
 
 def test_a_point_that_was_not_published_is_named():

@@ -1,0 +1,69 @@
+"""What the shell scripts run, and that a failure ends them; the commands themselves have tests of their own."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+PYTHON = """#!/usr/bin/env bash
+echo "$*" >>"$CALLS"
+[[ $* != *"$FAILS"* ]] || { echo "grid: no space left"; exit 3; }
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Runs a script with an interpreter that only notes what it is asked, and fails where it is told to."""
+    python = tmp_path / "python"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+
+    def run(name, *words, fails="nothing", **variables):
+        given = {"PYTHON": python, "CALLS": tmp_path / "calls", "FAILS": fails, "OUT": tmp_path / "out"}
+        given |= {"ASSETS": tmp_path / "assets"} | variables
+        env = {"PATH": os.environ["PATH"]} | {key: str(value) for key, value in given.items()}
+        done = subprocess.run(["bash", f"benchmarks/{name}", *words], cwd=ROOT, env=env, capture_output=True, text=True)
+        return done, sorted((tmp_path / "calls").read_text().splitlines())
+
+    return run
+
+
+def test_a_worker_that_fails_lets_the_other_end_and_then_fails_the_grid(script, tmp_path):
+    done, calls = script("run_simulation.sh", fails="--shard 0/2", TASKS="order", SEEDS="1")
+    assert done.returncode == 1 and f"see {tmp_path}/out/worker_0.log; the same command goes on" in done.stderr
+    assert "grid: no space left" in done.stderr
+    assert [call.split()[1] for call in calls] == ["benchmarks.grid", "benchmarks.grid", "benchmarks.prepare"]
+
+
+def test_a_grid_of_its_own_leaves_the_published_tables_alone(script, tmp_path):
+    done, calls = script("run_simulation.sh", TASKS="order")
+    assert done.returncode == 0
+    assert calls[0].endswith(f"--document {tmp_path}/out/results.md --figures {tmp_path}/out/figures")
+
+
+def test_nothing_is_published_of_an_incomplete_grid(script):
+    done, calls = script("run_all.sh", fails="--shard 1/2")
+    assert done.returncode == 1
+    assert not [call for call in calls if "keep" in call or "analyse" in call]
+
+
+def test_the_fresh_seeds_are_those_of_the_tasks_asked_for(script):
+    done, calls = script("run_all.sh", TASKS="order", REAL_SEEDS="0")
+    assert done.returncode == 0, done.stderr
+    assert {call.split("--tasks ")[1].split(" --")[0] for call in calls if "grid" in call} == {"order"}
+    done, calls = script("run_all.sh", REAL_SEEDS="0")
+    grids = [call for call in calls if "grid" in call]
+    assert any("--tasks countdown_96 --seeds 8 --first-seed 300" in call for call in grids)
+    assert any("--tasks countdown_96 countdown_1200 --seeds 5 --first-seed 100" in call for call in grids)
+
+
+def test_numbers_outside_are_told_last_by_the_exit_code(script):
+    done, calls = script("run_all.sh", fails="benchmarks.agreement")
+    assert done.returncode == 3 and any("benchmarks.analyse" in call for call in calls)
+
+
+def test_an_unknown_argument_is_named(script):
+    with pytest.raises(FileNotFoundError):  # nothing was asked of Python
+        script("run_all.sh", "--fast")
