@@ -139,10 +139,8 @@ def _settings(job: Job, reward_identity: str) -> dict[str, Any]:
     """What decides about a sample; not `--n`, so that more samples can be added later."""
     arguments = job.arguments
     return {
-        "model": [arguments.model, checkpoints.fingerprint(checkpoints.model_files(job.model))],
-        "historical": [
-            [name, checkpoints.fingerprint(checkpoints.model_files(folder))] for name, folder in job.historical.items()
-        ],
+        "model": _identity(arguments.model, job.model),
+        "historical": [_identity(name, folder) for name, folder in job.historical.items()],
         "prefix_tokens": arguments.prefix_tokens,
         "data": {file.name: digest(file) for file in arguments.data},
         "chat_template_args": arguments.chat_template_args,
@@ -154,6 +152,12 @@ def _settings(job: Job, reward_identity: str) -> dict[str, Any]:
         "dtype": job.engine.dtype,
         "vllm": engine.installed_vllm()[0],
     }
+
+
+def _identity(name: str, folder: Path) -> list[str]:
+    """A model's name, however its path was written, and what its files are."""
+    given = Path(name).expanduser()
+    return [str(given.absolute()) if given.exists() else name, checkpoints.fingerprint(checkpoints.model_files(folder))]
 
 
 def sample_prefixes(job: Job) -> dict[Key, dict[str, Any]]:

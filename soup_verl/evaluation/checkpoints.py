@@ -5,13 +5,15 @@ verl's merger writes bfloat16, whatever precision the checkpoint has: what rollo
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from soup_verl.context_window import local_model
@@ -80,13 +82,34 @@ def _merged(actor: Path, what: str, merged: Path, announce: Callable[[str], None
     target = merged / f"{run}-{step}-{fingerprint([*shards, *model_files(actor / 'huggingface')])}"
     if target.is_dir():
         return target
-    announce(f"merging {actor} into {target}")
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    merged.mkdir(parents=True, exist_ok=True)
+    with closing_fd(os.open(merged, os.O_RDONLY)) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another evaluation may be merging just this
+        if not target.is_dir():
+            announce(f"merging {actor} into {target}")
+            _merge(actor, what, target, lock)
+    return target
+
+
+@contextmanager
+def closing_fd(fd: int) -> Iterator[int]:
+    """The file descriptor, closed at the end."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _merge(actor: Path, what: str, target: Path, lock: int) -> None:
+    """Merge beside the name, then rename. The merger holds the lock too: it may outlive this process."""
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a merge that was killed
+    partial.mkdir()
     command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
     command += ["--local_dir", str(actor), "--target_dir", str(partial)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", pass_fds=(lock,)
+    )
     if done.returncode != 0:
         shutil.rmtree(partial, ignore_errors=True)
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -97,13 +120,7 @@ def _merged(actor: Path, what: str, merged: Path, announce: Callable[[str], None
             f"{what}: trained with LoRA, and its adapter is no model. Merge it into the base model (peft's "
             "merge_and_unload) and give that folder."
         )
-    try:
-        os.replace(partial, target)
-    except OSError:
-        if not target.is_dir():
-            raise
-        shutil.rmtree(partial)  # another evaluation was quicker
-    return target
+    partial.replace(target)
 
 
 def _shards(actor: Path, what: str) -> list[Path]:

@@ -205,6 +205,14 @@ def test_a_mended_reward_does_not_score_again_what_an_earlier_command_finished(f
     assert "holds samples made with reward=" in error_line(capsys) and rows(files) == finished
 
 
+def test_the_same_model_by_a_relative_path_is_the_same_model(files, made_up, monkeypatch):
+    assert evaluate(files, n=2) == 0
+    monkeypatch.chdir(files)
+    words = ["--model", "model", "--data", "digits.parquet", "--out", "out", "--n", "2", "--max-tokens", "8"]
+    assert main([*words, "--reward", "rewards.py:last_digit"]) == 0
+    assert len(made_up.calls) == 1
+
+
 def test_what_cannot_be_scored_is_told_before_anything_is_sampled(files, made_up, capsys):
     (files / "rewards.py").write_text(REWARD.replace("pred =", "assert ground_truth != '3'\n    pred =", 1))
     assert evaluate(files) == 1

@@ -1,7 +1,10 @@
 """What counts as a model, and what is wrong with a checkpoint that does not. The merge itself is an end-to-end test."""
 
+import fcntl
 import json
+import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -82,6 +85,29 @@ def test_a_failed_merge_leaves_nothing_that_could_be_taken_for_a_model(tmp_path,
     with pytest.raises(EvaluationError, match=r"model_merger failed with exit code 1: OSError: disk full"):
         find(checkpoint, tmp_path)
     assert list((tmp_path / "merged").iterdir()) == []
+
+
+def test_what_a_killed_merge_left_is_cleared_away(tmp_path, checkpoint, merger):
+    folder = find(checkpoint, tmp_path)
+    left = folder.rename(folder.with_name(f"{folder.name}.partial"))
+    (left / "half.safetensors").touch()
+    assert find(checkpoint, tmp_path) == folder and len(merger.commands) == 2
+    assert list((tmp_path / "merged").iterdir()) == [folder] and not (folder / "half.safetensors").exists()
+
+
+def test_a_merge_waits_for_another_and_takes_what_it_made(tmp_path, checkpoint, merger):
+    folder = find(checkpoint, tmp_path)
+    made = folder.rename(tmp_path / "made")
+    other = os.open(tmp_path / "merged", os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(find, checkpoint, tmp_path)
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=0.3)
+        made.rename(folder)
+        os.close(other)
+        assert waiting.result(timeout=60) == folder
+    assert len(merger.commands) == 1
 
 
 def test_whole_weights_beside_the_shards_are_used(tmp_path, checkpoint):
