@@ -79,7 +79,7 @@ def _points(grid: dict[str, Any], task: str, name: str, method: dict[str, Any]) 
     settings |= method.get("per_task", {}).get(task, {})
     knob = method.get("knob")
     for value in method["values"] if knob else [None]:
-        varied = settings if knob is None else settings | {knob: value}
+        varied = settings if knob is None else settings | dict.fromkeys([knob, *method.get("also", [])], value)
         yield Point(task, name, method["side"], method["title"], knob, value, varied)
 
 

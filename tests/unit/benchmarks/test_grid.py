@@ -30,6 +30,12 @@ def test_the_knob_takes_its_value(points):
             assert point.settings[point.knob] == point.value
 
 
+def test_other_settings_go_with_the_knob():
+    """Both ends of the clip range."""
+    (point,) = grid.chosen(grid.read_points(grid.GRID, "order"), ["lookahead_clip/0.4"])
+    assert grid.settings_of(point, 0, {}).loss.clip_ratio_high == point.settings["loss.clip_ratio_low"] == 0.4
+
+
 def test_a_result_says_the_task_of_the_grid(points):
     assert all(point.label["task"] == point.task for point in points)
 
