@@ -7,8 +7,8 @@
 #   bash benchmarks/run_all.sh             everything
 #   bash benchmarks/run_all.sh --subset    ten minutes: a few published points again on a new seed; each number must
 #                                          fall into the interval that the published seeds predict
-#   TASKS, SEEDS, WORKERS, POINTS (of the grid), FRESH_POINTS, OFTEN_POINTS, REAL_POINTS and REAL_SEEDS narrow it;
-#   the fresh seeds are countdown's, and REAL_SEEDS=0 leaves verl out
+#   TASKS, SEEDS, WORKERS, POINTS (of the grid), FRESH_POINTS, OFTEN_POINTS, LONG_POINTS, REAL_POINTS and REAL_SEEDS
+#   narrow it; the fresh seeds are countdown's, and REAL_SEEDS=0 leaves verl out
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -18,8 +18,11 @@ OUT=${OUT:-runs/evidence}
 PUBLISHED=benchmarks/raw
 FRESH_POINTS=${FRESH_POINTS:-grpo reference_kl/0.02 lookahead_age/64 snapshot/8 replay/6 whole_response/64
   lookahead_fraction/0.25 lookahead_fraction/0.75 position/middle position/suffix}
-OFTEN_POINTS=${OFTEN_POINTS:-grpo reference_kl/0.02 reference_kl/0.05 entropy_bonus/0.01 lookahead_age/64 lookahead_age/128
-  lookahead_kl/0.02 lookahead_kl/0.05 snapshot/8 replay/6 masked/64 whole_response/64}
+OFTEN_POINTS=${OFTEN_POINTS:-grpo reference_kl/0.02 reference_kl/0.05 reference_kl/0.1 entropy_bonus/0.01
+  entropy_bonus/0.03 temperature/1.2 temperature/1.4 lookahead_age/8 lookahead_age/64 lookahead_age/128
+  lookahead_fraction/0.25 lookahead_fraction/0.75 lookahead_length/2 lookahead_clip/0.1 lookahead_clip/0.4
+  lookahead_kl/0.02 lookahead_kl/0.05 snapshot/8 replay/6 masked/64 decoupled/64 whole_response/64}
+LONG_POINTS=${LONG_POINTS:-grpo reference_kl/0.02 lookahead_age/64}
 REAL_POINTS=${REAL_POINTS:-grpo lookahead_age/64 snapshot/8 replay/6 masked/64}
 REAL_SEEDS=${REAL_SEEDS:-3}
 TASKS=${TASKS:-countdown chain_sum order}
@@ -36,9 +39,13 @@ simulate() { # variables of run_simulation.sh
 simulate TASKS="$TASKS" OUT="$OUT/sim"
 if [[ " $TASKS " == *" countdown "* ]]; then
   simulate TASKS=countdown FIRST_SEED=100 POINTS="$FRESH_POINTS" OUT="$OUT/fresh"
-  simulate TASKS="countdown_96 countdown_1200" FIRST_SEED=100 POINTS="$OFTEN_POINTS" OUT="$OUT/fresh"
+  simulate TASKS=countdown_96 FIRST_SEED=100 POINTS="$OFTEN_POINTS" OUT="$OUT/fresh"
+  simulate TASKS=countdown_1200 FIRST_SEED=100 POINTS="$LONG_POINTS" OUT="$OUT/fresh"
   simulate TASKS=countdown_96 FIRST_SEED=300 SEEDS="${SEEDS:-8}" OUT="$OUT/fresh" \
     POINTS="grpo lookahead_kl/0.05 reference_kl/0.05 reference_kl/0.1"
+fi
+if [[ " $TASKS " == *" chain_sum "* ]]; then
+  simulate TASKS=chain_sum_8 POINTS="grpo lookahead_age/64 whole_response/64" OUT="$OUT/sim"
 fi
 for part in sim fresh; do
   [[ ! -d $OUT/$part ]] || "$PYTHON" -m benchmarks.keep --results "$OUT/$part" --published "$PUBLISHED"

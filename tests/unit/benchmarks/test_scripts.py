@@ -56,7 +56,8 @@ def test_the_fresh_seeds_are_those_of_the_tasks_asked_for(script):
     done, calls = script("run_all.sh", REAL_SEEDS="0")
     grids = [call for call in calls if "grid" in call]
     assert any("--tasks countdown_96 --seeds 8 --first-seed 300" in call for call in grids)
-    assert any("--tasks countdown_96 countdown_1200 --seeds 5 --first-seed 100" in call for call in grids)
+    for task, first in (("countdown", 100), ("countdown_96", 100), ("countdown_1200", 100), ("chain_sum_8", 0)):
+        assert any(f"--tasks {task} --seeds 5 --first-seed {first} --points grpo " in call for call in grids)
 
 
 def test_numbers_outside_are_told_last_by_the_exit_code(script):
