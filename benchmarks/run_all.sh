@@ -58,8 +58,12 @@ if ((REAL_SEEDS > 0)); then
 fi
 "$PYTHON" -m benchmarks.analyse --results "$PUBLISHED" --document docs/results.md --figures docs/figures
 if ((REAL_SEEDS > 0)); then # last: one number in twenty lies outside by chance, and then the exit code is 1
-  same=(--tasks countdown --points grpo replay/6 --first-seed 100 --set steps=200 samples=32 evaluate_every=200)
-  "$PYTHON" -m benchmarks.grid --assets "$ASSETS" --out "$OUT/agreement/search" "${same[@]}"
-  "$PYTHON" -m benchmarks.real_stack --assets "$ASSETS" --out "$OUT/agreement/real" --seeds 1 "${same[@]}"
+  for points in "countdown --points grpo replay/6" "countdown_96 --points grpo lookahead_age/64"; do
+    same="--tasks $points --first-seed 100 --set steps=200 samples=32 evaluate_every=200"
+    # shellcheck disable=SC2086 # lists
+    "$PYTHON" -m benchmarks.grid --assets "$ASSETS" --out "$OUT/agreement/search" $same
+    # shellcheck disable=SC2086
+    "$PYTHON" -m benchmarks.real_stack --assets "$ASSETS" --out "$OUT/agreement/real" --seeds 1 $same
+  done
   "$PYTHON" -m benchmarks.agreement --search "$OUT/agreement/search" --real "$OUT/agreement/real"
 fi
