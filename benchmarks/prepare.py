@@ -32,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks import sampling
 from benchmarks.policy import Shape, read_weights
+from benchmarks.run_inputs import write_json
 from benchmarks.tasks import DRAWN, Task, demonstrations, draw_splits, rows, task_named
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "quickstart"))
@@ -102,13 +103,6 @@ def finished(out: Path, settings: Settings) -> dict[str, Any] | None:
     if report["settings"] != asdict(settings):
         raise ValueError(f"{out / REPORT}: made with {report['settings']}, expected {asdict(settings)}; remove {out}")
     return report
-
-
-def write_json(path: Path, value: Any) -> None:
-    """In one step: a reader sees all of it or nothing."""
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    partial.replace(path)
 
 
 def stored_warm_start(settings: Settings) -> Path | None:

@@ -21,11 +21,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from benchmarks.grid import GRID, Point, chosen, folder_of, read_points, settings_of
-from benchmarks.run_inputs import Assets, RunSettings, check_same, dotted
+from benchmarks.run_inputs import Assets, RunSettings, check_same, write_json
 from benchmarks.sampling import summarize
 from benchmarks.simulate import RESULT, assignments, summary
 from recipe.soup.main_series import compose
 from soup_verl import run_log
+from soup_verl.reporting.runs import flatten
 from soup_verl.series import run_series
 
 INSTRUMENT = "real stack (verl, vLLM, Ray, FSDP on a CPU)"
@@ -77,7 +78,7 @@ def overrides(assets: Assets, settings: RunSettings, folder: Path) -> list[str]:
         "soup.seed": settings.seed,
         "soup.sampling_seed": settings.seed,
     }
-    return [f"{key}={value}" for key, value in (given | dotted({"soup": settings.soup})).items()]
+    return [f"{key}={value}" for key, value in (given | flatten({"soup": settings.soup})).items()]
 
 
 def claim(folder: Path, settings: RunSettings) -> None:
@@ -88,10 +89,10 @@ def claim(folder: Path, settings: RunSettings) -> None:
     """
     file = folder / SETTINGS
     if file.exists():
-        return check_same(file, json.loads(file.read_text()), settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(asdict(settings), indent=1) + "\n")
-    return None
+        check_same(file, json.loads(file.read_text()), settings)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(file, asdict(settings))
 
 
 def write_result(assets: Assets, settings: RunSettings, point: Point, folder: Path) -> dict[str, Any]:
@@ -110,9 +111,7 @@ def write_result(assets: Assets, settings: RunSettings, point: Point, folder: Pa
         "seconds": sum(data["timing_s/step"] for data in history),
         **summary(history),
     }
-    partial = folder / f"{RESULT}.tmp"
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    partial.replace(folder / RESULT)
+    write_json(folder / RESULT, result)
     return result
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.update import LossSettings
+from soup_verl.reporting.runs import flatten
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def check_same(where: Path, made_with: dict[str, Any], settings: RunSettings) ->
     Raises:
         ValueError: it was not; names what differs.
     """
-    before, now = dotted(made_with), dotted(json.loads(json.dumps(asdict(settings))))
+    before, now = flatten(made_with), flatten(json.loads(json.dumps(asdict(settings))))
     if other := [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]:
         said = ", ".join(f"{key}={before.get(key)}, now {now.get(key)}" for key in other[:3])
         raise ValueError(f"{where}: made with {said}; choose another --out, or remove what is there")
@@ -96,12 +97,11 @@ class Assets:
         return cls(task, folder, length, stored["tokens"], stored["train"], stored["val"], report["val"])
 
 
-def dotted(section: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}."""
-    found: dict[str, Any] = {}
-    for key, value in section.items():
-        found |= dotted(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
-    return found
+def write_json(path: Path, value: Any) -> None:
+    """In one step: a reader sees all of it or nothing."""
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    partial.replace(path)
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ import torch
 import yaml
 
 from benchmarks import sampling
-from benchmarks.run_inputs import Assets, RunSettings, nested, parse_settings
+from benchmarks.run_inputs import Assets, RunSettings, nested, parse_settings, write_json
 from benchmarks.simulation import Simulation
 
 INSTRUMENT = "search instrument (plain PyTorch, one process)"
@@ -93,9 +93,7 @@ def run(assets: Assets, settings: RunSettings, out: Path, label: dict[str, Any])
         "seconds": time.perf_counter() - started,
         **summary(history),
     }
-    partial = out / f"{RESULT}.tmp"
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    partial.replace(out / RESULT)
+    write_json(out / RESULT, result)
     return result
 
 

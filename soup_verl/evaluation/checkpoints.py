@@ -12,8 +12,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 from soup_verl.context_window import local_model
@@ -83,21 +83,14 @@ def _merged(actor: Path, what: str, merged: Path, announce: Callable[[str], None
     if target.is_dir():
         return target
     merged.mkdir(parents=True, exist_ok=True)
-    with closing_fd(os.open(merged, os.O_RDONLY)) as lock:
+    with ExitStack() as stack:
+        lock = os.open(merged, os.O_RDONLY)
+        stack.callback(os.close, lock)
         fcntl.flock(lock, fcntl.LOCK_EX)  # another evaluation may be merging just this
         if not target.is_dir():
             announce(f"merging {actor} into {target}")
             _merge(actor, what, target, lock)
     return target
-
-
-@contextmanager
-def closing_fd(fd: int) -> Iterator[int]:
-    """The file descriptor, closed at the end."""
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _merge(actor: Path, what: str, target: Path, lock: int) -> None:
