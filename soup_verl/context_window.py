@@ -1,23 +1,30 @@
-"""A copy of a model whose configuration allows for longer sequences: python -m soup_verl.context_window.
+"""A copy of a model made ready to be trained: python -m soup_verl.context_window.
 
     python -m soup_verl.context_window --model Qwen/Qwen2.5-Math-7B --out data/model_16k \
         --max-position-embeddings 16384 --rope-theta 40000
 
-The copy's config.json is rewritten; every other file is a link to the model's own. The model's folder is not touched.
-Qwen2.5-Math was made for 4096 tokens; LUFFY and Open-R1 train it with exactly these two settings changed.
+Every token that ends a turn in the chat template ends a response of the copy: generation_config.json names them all.
+Qwen2.5-Math's own names `<|endoftext|>` alone, as far as we know, while its template ends a turn with `<|im_end|>`.
+With the two options the copy also allows for longer sequences: Qwen2.5-Math was made for 4096 tokens; LUFFY and Open-R1
+train it with exactly these two settings changed. Every other file is a link to the model's own, whose folder is not
+touched.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+from soup_verl.prompt_builder import end_of_turn, stop_token_ids
+
 CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
@@ -48,32 +55,57 @@ def _holder_of_rope_theta(config: dict[str, Any]) -> str | None:
     raise ValueError(f"{CONFIG} has no rope_theta: only models with rotary embeddings can be stretched")
 
 
-def write_copy(model: Path, out: Path, *, max_position_embeddings: int, rope_theta: float) -> None:
-    """Make `out`: `model` by links, with another context window.
+def stopping_config(model: Path) -> dict[str, Any]:
+    """The model's generation_config.json, with `eos_token_id` for every token that ends a response or a turn.
 
     Raises:
-        ValueError: the model has no readable config.json, `out` exists, or see `extended_config`.
+        ValueError: the tokenizer cannot be read, or has no end of sequence.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(model))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{model}: not a readable tokenizer ({str(error).strip().splitlines()[0]})") from None
+    ends = set(stop_token_ids(str(model), tokenizer))
+    if tokenizer.chat_template and (end := end_of_turn(tokenizer)) is not None:
+        ends.add(end)
+    if not ends:
+        raise ValueError(f"{model}: neither the model nor its tokenizer names a token that ends a response")
+    file = model / GENERATION_CONFIG
+    return (json.loads(file.read_text()) if file.is_file() else {}) | {"eos_token_id": sorted(ends)}
+
+
+def write_copy(
+    model: Path, out: Path, *, max_position_embeddings: int | None = None, rope_theta: float | None = None
+) -> None:
+    """Make `out`: `model` by links, with every stop token, and another context window if one is given.
+
+    Raises:
+        ValueError: the model's files cannot be read, `out` exists, or see `extended_config` and `stopping_config`.
     """
     try:
         config = json.loads((model / CONFIG).read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{model / CONFIG}: not a readable model configuration ({error})") from error
-    changed = extended_config(config, max_position_embeddings=max_position_embeddings, rope_theta=rope_theta)
+    if max_position_embeddings is not None:
+        assert rope_theta is not None
+        config = extended_config(config, max_position_embeddings=max_position_embeddings, rope_theta=rope_theta)
     if out.exists():
         raise ValueError(f"--out={out}: exists; remove it or choose another")
+    generation = stopping_config(model)
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for file in model.iterdir():
-        if file.name not in (CONFIG, TOKENIZER_CONFIG):
+        if file.name not in (CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG):
             (partial / file.name).symlink_to(file.resolve())
-    (partial / CONFIG).write_text(json.dumps(changed, indent=2) + "\n")
-    tokenizer = model / TOKENIZER_CONFIG
-    if tokenizer.is_file():  # transformers warns of, and some tools cut at, the length named here
-        settings = json.loads(tokenizer.read_text())
-        if settings.get("model_max_length", max_position_embeddings) < max_position_embeddings:
-            settings["model_max_length"] = max_position_embeddings
-        (partial / TOKENIZER_CONFIG).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+    tokenizer = json.loads((model / TOKENIZER_CONFIG).read_text()) if (model / TOKENIZER_CONFIG).is_file() else {}
+    if tokenizer.get("model_max_length", math.inf) < (max_position_embeddings or 0):
+        tokenizer["model_max_length"] = max_position_embeddings  # transformers warns of it, and some tools cut there
+    for name, content in ((CONFIG, config), (GENERATION_CONFIG, generation), (TOKENIZER_CONFIG, tokenizer)):
+        if content:
+            (partial / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     os.replace(partial, out)
 
 
@@ -96,12 +128,16 @@ def local_model(model: str) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Copy a model's folder with another context window.")
+    parser = argparse.ArgumentParser(
+        description="Copy a model's folder with every stop token, and with another context window if one is given."
+    )
     parser.add_argument("--model", required=True, help="folder, or name on the hub")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
-    parser.add_argument("--max-position-embeddings", type=int, required=True, help="tokens")
-    parser.add_argument("--rope-theta", type=float, required=True, help="base of the rotary embedding")
+    parser.add_argument("--max-position-embeddings", type=int, help="tokens; needs --rope-theta")
+    parser.add_argument("--rope-theta", type=float, help="base of the rotary embedding")
     arguments = parser.parse_args()
+    if (arguments.max_position_embeddings is None) != (arguments.rope_theta is None):
+        parser.error("--max-position-embeddings and --rope-theta go together")
     try:
         write_copy(
             local_model(arguments.model),

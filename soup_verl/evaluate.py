@@ -32,7 +32,6 @@ from soup_verl.evaluation.figure import plot_pass_at_k
 from soup_verl.evaluation.problems import (
     Problem,
     digest,
-    end_tokens,
     load_tokenizer,
     prompt_ids,
     read_problems,
@@ -42,6 +41,7 @@ from soup_verl.evaluation.results import as_table, summarize
 from soup_verl.evaluation.samples import Key, SampleFile, key_of
 from soup_verl.evaluation.soup_inference import planned_length, planned_policy, prefix_row
 from soup_verl.mixing import stable_seed
+from soup_verl.prompt_builder import stop_token_ids
 
 SCORED_AT_ONCE = 256  # responses; a kill costs their scores
 
@@ -164,7 +164,7 @@ def sample_prefixes(job: Job) -> dict[Key, dict[str, Any]]:
     """The line of prefixes.jsonl of every sample; the missing are sampled, one historical model at a time."""
     arguments = job.arguments
     low, high = arguments.prefix_tokens
-    ends = end_tokens(job.model, job.tokenizer)
+    ends = stop_token_ids(str(job.model), job.tokenizer)
     file = SampleFile(arguments.out / "prefixes.jsonl")
     for place, (name, folder) in enumerate(job.historical.items()):
         own = [key for key in job.all_keys() if planned_policy(arguments.seed, key, len(job.historical)) == place]

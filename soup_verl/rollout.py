@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -25,6 +26,7 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, DictConfigW
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.ppo.v1 import AgentLoopManagerTQ, AgentLoopWorkerTQ
 from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import TokenOutput
 
@@ -32,6 +34,7 @@ from soup_verl.config import SoupConfig
 from soup_verl.history.base import GroupPrefixes, Prefix, PromptPlan
 from soup_verl.mixing import PrefixRequest, stable_seed
 from soup_verl.prefix_sampler import PrefixSampler
+from soup_verl.prompt_builder import fitting_model_type, with_eos
 
 GROUP_PREFIXES = "group_prefixes"
 """Batch field, one GroupPrefixes a prompt, on its way from the trainer to the agent loop."""
@@ -139,6 +142,10 @@ class SoupAgentLoopWorker(AgentLoopWorker):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        if self.processor is None:  # a model of text; verl gives every session's agent loop a builder of this type
+            self.hf_model_type: str | None = fitting_model_type(self.model_config.hf_config.model_type, self.tokenizer)
+            # It says for every response that no builder is registered for the model type.
+            logging.getLogger(create_continuous_token_builder.__module__).setLevel(logging.ERROR)
         tq.init()
         self.background_tasks: set[asyncio.Task] = set()
         self._soup = SoupConfig.parse(self.config.soup)
@@ -259,9 +266,7 @@ class SoupAgentLoopWorker(AgentLoopWorker):
         return self._prompt_builder
 
     def _eos_token_ids(self) -> frozenset[int]:
-        generation = getattr(self.model_config.generation_config, "eos_token_id", None)
-        ids = generation if isinstance(generation, list) else [generation]
-        return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
+        return with_eos(getattr(self.model_config.generation_config, "eos_token_id", None), self.tokenizer)
 
 
 def token_key(index: int, token_ids: Sequence[int]) -> str:

@@ -118,15 +118,3 @@ def prompt_ids(tokenizer: Any, problem: Problem, template_args: Mapping[str, Any
     return tokenizer.apply_chat_template(
         problem.messages, add_generation_prompt=True, tokenize=True, return_dict=False, **template_args
     )
-
-
-def end_tokens(model: Path, tokenizer: Any) -> frozenset[int]:
-    """Token ids that end a response: the tokenizer's, and those of generation_config.json."""
-    from transformers import GenerationConfig
-
-    try:
-        ids = GenerationConfig.from_pretrained(str(model)).eos_token_id
-    except OSError:  # there is none
-        ids = None
-    listed = ids if isinstance(ids, list) else [ids]
-    return frozenset(i for i in [*listed, tokenizer.eos_token_id] if i is not None)

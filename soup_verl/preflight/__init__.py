@@ -56,7 +56,7 @@ def preflight(config: DictConfig, hardware: Hardware) -> Report:
     started = time.monotonic()
     run = settings_of(config)
     model = look_at_model(run)
-    found = report(config, run, hardware, model, look_at_data(run, model.tokenizer))
+    found = report(config, run, hardware, model, look_at_data(run, model.tokenizer, model.model_type))
     return Report(found.findings, found.prompts, time.monotonic() - started)
 
 

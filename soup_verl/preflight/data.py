@@ -11,6 +11,7 @@ from typing import Any
 from soup_verl.config import ConfigError
 from soup_verl.preflight.report import NO, Finding, judged, refused
 from soup_verl.preflight.run_settings import RunSettings
+from soup_verl.prompt_builder import prompt_builder
 
 TOPIC = "data"
 SAMPLED_ROWS = {"train": 1000, "val": 250}
@@ -43,14 +44,19 @@ class Data:
     steps: int = 0
 
 
-def look_at_data(run: RunSettings, tokenizer: Any) -> Data:
+def look_at_data(run: RunSettings, tokenizer: Any, model_type: str | None = None) -> Data:
     """Read both splits.
 
     Args:
         tokenizer: one with a chat template; None leaves prompts alone.
+        model_type: by which verl's prompt builder is chosen.
     """
     findings: list[Finding] = []
     prompts: list[str] = []
+    builder = None
+    if tokenizer is not None:
+        template_args = run.get("data.apply_chat_template_kwargs", {})
+        builder = prompt_builder(tokenizer, model_type=model_type, template_args=template_args)
     steps = run.get("trainer.total_training_steps", 0)
     for split in SAMPLED_ROWS:
         try:
@@ -64,10 +70,10 @@ def look_at_data(run: RunSettings, tokenizer: Any) -> Data:
         findings += _column_findings(run, split, found)
         dropped = 0.0
         texts: list[str] = []
-        if tokenizer is not None:
-            dropped, texts = _look_at_prompts(run, split, found, tokenizer, findings)
+        if builder is not None:
+            dropped, texts = _look_at_prompts(run, split, found, builder, findings)
         if split == "train":
-            prompts = texts[:SHOWN_ROWS]
+            prompts = texts
             batches = _batches(run, found.rows, dropped)
             steps = steps_of_run(run, batches)
             findings += _step_findings(run, found, dropped, batches, steps)
@@ -132,21 +138,21 @@ def _column_findings(run: RunSettings, split: str, found: Split) -> list[Finding
 
 
 def _look_at_prompts(
-    run: RunSettings, split: str, found: Split, tokenizer: Any, findings: list[Finding]
+    run: RunSettings, split: str, found: Split, builder: Any, findings: list[Finding]
 ) -> tuple[float, list[str]]:
     """Render and measure; adds to `findings`.
 
     Returns:
-        Share of prompts over the limit, and the rendered prompts.
+        Share of prompts over the limit, and the first prompts as text.
     """
     try:
-        texts = [render(tokenizer, run, split, row, prompt) for row, prompt in found.prompts.items()]
+        prompts = [token_ids(builder, run, split, row, prompt) for row, prompt in found.prompts.items()]
     except ConfigError as error:
         findings.append(Finding(TOPIC, f"{split} prompts", NO, "chat messages", "", str(error), error))
         return 0.0, []
-    if not texts:
+    if not prompts:
         return 0.0, []
-    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    lengths = [len(ids) for ids in prompts]
     limit = run.get("data.max_prompt_length", 0)
     share = sum(length > limit for length in lengths) / len(lengths)
     dropped = run.get("data.filter_overlong_prompts", False)
@@ -161,22 +167,22 @@ def _look_at_prompts(
             how=f"of {len(lengths)} of {found.rows} rows" + (f"; longer ones {fate}" if share else ""),
         )
     )
-    return (share if dropped else 0.0), texts
+    shown = [builder.tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in prompts[:SHOWN_ROWS]]
+    return (share if dropped else 0.0), shown
 
 
-def render(tokenizer: Any, run: RunSettings, split: str, row: int, prompt: Any) -> str:
-    """The text that a response to `prompt` continues.
+def token_ids(builder: Any, run: RunSettings, split: str, row: int, prompt: Any) -> list[int]:
+    """The tokens that a response to `prompt` continues, from verl's own builder.
 
     Raises:
         ConfigError: the prompt is no list of text messages, or the template refuses it; names the row.
     """
     key = f"data.{split}_files"
-    kwargs = {**run.get("data.apply_chat_template_kwargs", {}), "tokenize": False, "add_generation_prompt": True}
     if not (isinstance(prompt, list) and prompt and all(_is_text_message(m) for m in prompt)):
         expected = f"a list of messages with role and text in every row, not {str(prompt)[:80]!r} in row {row}"
         raise ConfigError(key, run.get(key), expected)
     try:
-        return tokenizer.apply_chat_template(prompt, **kwargs)
+        return builder.build_initial_tokens(prompt)
     except Exception as error:  # a template may refuse anything
         raise ConfigError(key, run.get(key), f"prompts that the chat template takes; row {row}: {error}") from error
 

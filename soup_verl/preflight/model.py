@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from soup_verl.preflight.report import Finding, judged, refused
 from soup_verl.preflight.run_settings import MODEL, RunSettings
+from soup_verl.prompt_builder import end_of_turn, fitting_model_type, opening_of_answer, stop_token_ids
 from soup_verl.sizing import ModelShape
 
 TOPIC = "model"
 _WIDER = "python -m soup_verl.context_window makes a copy of the model with a wider window."
+_STOPPING = "python -m soup_verl.context_window makes a copy of the model that stops there."
 
 
 @dataclass
@@ -20,6 +23,7 @@ class Model:
 
     shape: ModelShape | None = None
     tokenizer: Any = None  # only one that has a chat template
+    model_type: str | None = None  # by which verl's prompt builder is chosen
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -37,15 +41,19 @@ def look_at_model(run: RunSettings) -> Model:
         model.findings += _window_findings(run, config)
     tokenizer = _read(model, run, "tokenizer", _read_tokenizer)
     if tokenizer is not None:
-        model.findings += tokenizer_findings(path, tokenizer, _stop_ids(path, config), getattr(config, "vocab_size", 0))
+        stops = stop_token_ids(_source(path), tokenizer) if config is not None else frozenset()
+        model.findings += tokenizer_findings(path, tokenizer, stops, getattr(config, "vocab_size", 0))
         model.tokenizer = tokenizer if tokenizer.chat_template else None
+        of_model = getattr(config, "model_type", None)
+        model.model_type = fitting_model_type(of_model, tokenizer)
+        model.findings.append(_builder_finding(of_model, model.model_type))
     return model
 
 
 def _read(model: Model, run: RunSettings, name: str, read: Any) -> Any:
     path = str(run.get(f"{MODEL}.path"))
     try:
-        found = read(run, str(Path(path).expanduser()) if Path(path).expanduser().exists() else path)
+        found = read(run, _source(path))
     except Exception as error:  # whatever transformers raises about files that are not ours
         expected = f"a model whose {name} transformers can read ({type(error).__name__}: {str(error)[:200]})"
         model.findings.append(refused(TOPIC, name, f"{MODEL}.path", path, expected))
@@ -55,6 +63,12 @@ def _read(model: Model, run: RunSettings, name: str, read: Any) -> Any:
         have = f"{found.params:,} parameters, {found.layers} layers, vocabulary {found.vocab:,}"
     model.findings.append(judged(TOPIC, name, True, need="readable", have=have))
     return found
+
+
+def _source(path: str) -> str:
+    """What transformers takes for `path`: a folder, or a name on the hub."""
+    folder = Path(path).expanduser()
+    return str(folder) if folder.exists() else path
 
 
 def _read_config(run: RunSettings, source: str) -> Any:
@@ -123,63 +137,58 @@ def _window_findings(run: RunSettings, config: Any) -> list[Finding]:
     return [refused(TOPIC, name, "data.max_response_length", run.response_length, expected, _WIDER)]
 
 
-def _stop_ids(path: str, config: Any) -> set[int]:
-    """Token ids that end a response, as generation_config.json or else config.json says."""
-    from transformers import GenerationConfig
-
-    try:
-        ids = GenerationConfig.from_pretrained(str(Path(path).expanduser())).eos_token_id
-    except OSError:  # there is none
-        ids = getattr(config, "eos_token_id", None)
-    return {i for i in (ids if isinstance(ids, list) else [ids]) if i is not None}
+def _builder_finding(wanted: str | None, fitting: str | None) -> Finding:
+    have = f"the one for model_type={wanted}"
+    if wanted != fitting:
+        have = f"verl's default builder: {have} refuses this tokenizer"
+    return judged(TOPIC, "prompt builder", True, need="one of verl's that takes the tokenizer", have=have)
 
 
-def tokenizer_findings(path: str, tokenizer: Any, stop_ids: set[int], vocab: int) -> list[Finding]:
-    """Chat template, end of sequence, vocabulary."""
+def tokenizer_findings(path: str, tokenizer: Any, stop_ids: frozenset[int], vocab: int) -> list[Finding]:
+    """Chat template, end of sequence, vocabulary.
+
+    Args:
+        stop_ids: at which the rollout engine ends a response.
+    """
     findings = []
     if vocab:
         how = "ids beyond the embedding" if len(tokenizer) > vocab else ""
         findings.append(
             judged(TOPIC, "vocabulary", not how, need=f"at most {vocab:,} ids", have=f"{len(tokenizer):,} ids", how=how)
         )
-    findings.append(_eos_finding(tokenizer, stop_ids))
+    how = "" if stop_ids else "every response runs to its limit: set eos_token_id in generation_config.json"
+    have = _named(tokenizer, stop_ids)
+    findings.append(judged(TOPIC, "end of sequence", not how, need="a token that ends a response", have=have, how=how))
     if not tokenizer.chat_template:
         expected = "a model whose tokenizer has a chat template"
         remedy = f"Set {MODEL}.custom_chat_template, or put a chat_template.jinja into the folder."
         return [*findings, refused(TOPIC, "chat template", f"{MODEL}.path", path, expected, remedy)]
-    return [*findings, _template_finding(tokenizer, stop_ids)]
+    return [*findings, *_template_findings(tokenizer, stop_ids)]
 
 
-def _named(tokenizer: Any, ids: set[int]) -> str:
+def _named(tokenizer: Any, ids: Iterable[int]) -> str:
     return ", ".join(f"{tokenizer.convert_ids_to_tokens(i)} ({i})" for i in sorted(ids)) or "none"
 
 
-def _eos_finding(tokenizer: Any, stop_ids: set[int]) -> Finding:
-    eos = tokenizer.eos_token_id
-    good = eos is not None and (not stop_ids or eos in stop_ids)
-    return judged(
-        TOPIC,
-        "end of sequence",
-        good,
-        need=f"one of the model's: {_named(tokenizer, stop_ids)}",
-        have=f"the tokenizer's: {_named(tokenizer, set() if eos is None else {eos})}",
-        how="" if good else "tokenizer and generation_config.json disagree about where a response ends",
-    )
-
-
-def _template_finding(tokenizer: Any, stop_ids: set[int]) -> Finding:
-    """The token that ends an assistant's turn in the template should be one that stops the engine."""
-    name, answer = "chat template", "An answer."
-    turns = [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": answer}]
+def _template_findings(tokenizer: Any, stop_ids: frozenset[int]) -> list[Finding]:
+    """What opens an answer in the template, and what ends it: a token that should stop the engine."""
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        opening, end = opening_of_answer(tokenizer), end_of_turn(tokenizer)
     except Exception as error:  # a template may refuse anything
-        return judged(TOPIC, name, False, need="one that renders a question and an answer", have=str(error)[:200])
-    after = tokenizer(text.rpartition(answer)[2], add_special_tokens=False)["input_ids"]
-    end = next((i for i in after if i in set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)), None)
+        need = "one that renders a question and an answer"
+        return [judged(TOPIC, "chat template", False, need=need, have=str(error)[:200])]
+    how = "" if opening else "it ignores add_generation_prompt: see below how the first prompts end"
+    return [
+        judged(TOPIC, "generation prompt", not how, need="what opens an answer", have=repr(opening), how=how),
+        _end_of_turn_finding(tokenizer, end, stop_ids),
+    ]
+
+
+def _end_of_turn_finding(tokenizer: Any, end: int | None, stop_ids: frozenset[int]) -> Finding:
+    name = "chat template"
     if end is None:
         return judged(TOPIC, name, True, need="there is one", have="it ends no turn with a special token")
-    good = end in stop_ids | {tokenizer.eos_token_id}
-    how = "" if good else "an answer that ends as in the template would not stop: set eos_token or eos_token_id"
+    good = end in stop_ids
+    how = "" if good else f"an answer that ends as in the template would run to its limit. {_STOPPING}"
     have = f"ends a turn with {_named(tokenizer, {end})}"
     return judged(TOPIC, name, good, need="ends a turn with a token that stops", have=have, how=how)

@@ -20,6 +20,7 @@ from soup_verl.preflight import Hardware
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("SOUP_TEST_DATA") or ROOT.parent / "shared" / "data")
 QWEN_TOKENIZER = DATA / "qwen25_tokenizer_hf"
+R1_TOKENIZER = DATA / "r1_distill_tokenizer_like"
 EIGHT_GPUS = Hardware(gpus=8, gpu_bytes=80 << 30, host_bytes=1 << 40, disk_bytes=10 << 40, described=True)
 
 COMMON = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "tie_word_embeddings": False}
@@ -115,7 +116,7 @@ def configure(*settings: str, platform: str = "gpu", example: str | None = None,
     return config
 
 
-def byte_tokenizer(*, eos: str = "</s>", template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+def byte_tokenizer(*, eos: str | None = "</s>", template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
     """A token a byte, so that lengths can be counted by hand."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     inner = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, merges=[]))
@@ -133,7 +134,8 @@ def write_model(folder: Path, config: dict, *, tokenizer: PreTrainedTokenizerFas
     folder.mkdir(parents=True)
     if isinstance(tokenizer, Path):
         for file in tokenizer.iterdir():
-            shutil.copyfile(file, folder / file.name)
+            if file.name != "config.json":
+                shutil.copyfile(file, folder / file.name)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     else:
         tokenizer = tokenizer or byte_tokenizer()

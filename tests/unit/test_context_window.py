@@ -3,10 +3,14 @@ import subprocess
 import sys
 
 import pytest
+from transformers import AutoTokenizer
 
 from soup_verl.context_window import extended_config, write_copy
+from soup_verl.prompt_builder import stop_token_ids
+from tests.unit.preflight_files import QWEN_7B, QWEN_TOKENIZER, byte_tokenizer, write_model
+from tests.unit.tokenizer_families import write_llama_like, write_qwen_math_like, write_r1_like
 
-QWEN = {"max_position_embeddings": 4096, "rope_theta": 10000, "hidden_size": 8}
+QWEN = {"model_type": "qwen2", "max_position_embeddings": 4096, "rope_theta": 10000, "hidden_size": 8}
 LONGER = {"max_position_embeddings": 16384, "rope_theta": 40000.0}
 
 
@@ -15,7 +19,9 @@ def model(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(QWEN))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 4096, "eos_token": "é"}))
+    tokenizer = byte_tokenizer()
+    tokenizer.model_max_length = 4096
+    tokenizer.save_pretrained(folder)
     (folder / "model.safetensors").write_bytes(b"weights")
     return folder
 
@@ -30,6 +36,7 @@ def test_the_copy_is_longer_and_the_model_is_untouched(model, tmp_path):
     assert contents(model) == before
     assert json.loads((tmp_path / "copy/config.json").read_text()) == QWEN | LONGER
     assert json.loads((tmp_path / "copy/tokenizer_config.json").read_text())["model_max_length"] == 16384
+    assert json.loads((model / "tokenizer_config.json").read_text())["model_max_length"] == 4096
     link = tmp_path / "copy/model.safetensors"
     assert link.is_symlink() and link.read_bytes() == b"weights"
 
@@ -40,6 +47,7 @@ def test_transformers_reads_both_settings_from_the_copy(tmp_path):
     Qwen2Config(
         hidden_size=8, num_hidden_layers=1, num_attention_heads=1, max_position_embeddings=4096
     ).save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
     write_copy(tmp_path / "model", tmp_path / "copy", **LONGER)
     config = AutoConfig.from_pretrained(tmp_path / "copy")
     assert config.max_position_embeddings == 16384
@@ -63,6 +71,38 @@ def test_the_section_of_newer_transformers_is_changed_in_place():
 def test_what_cannot_be_stretched_is_refused(config, message):
     with pytest.raises(ValueError, match=message):
         extended_config(config, **LONGER)
+
+
+def ends(folder):
+    return json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+
+
+def test_every_token_that_ends_a_turn_ends_a_response_of_the_copy(tmp_path):
+    model = write_qwen_math_like(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    both = sorted(tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"]))
+    assert ends(model) == tokenizer.eos_token_id
+    write_copy(model, tmp_path / "copy")
+    assert ends(tmp_path / "copy") == both == sorted(stop_token_ids(str(tmp_path / "copy"), tokenizer))
+    assert json.loads((tmp_path / "copy/config.json").read_text()) == json.loads((model / "config.json").read_text())
+
+
+@pytest.mark.parametrize("write", [write_r1_like, write_llama_like])
+def test_what_stops_already_stays_as_it_is(write, tmp_path):
+    model = write(tmp_path / "model")
+    before = ends(model)
+    write_copy(model, tmp_path / "copy")
+    assert ends(tmp_path / "copy") == sorted(before if isinstance(before, list) else [before])
+
+
+@pytest.mark.skipif(not QWEN_TOKENIZER.is_dir(), reason=f"{QWEN_TOKENIZER} is not there")
+def test_the_qwen_tokenizer_with_the_base_models_end_of_sequence(tmp_path):
+    config = QWEN_7B | {"max_position_embeddings": 4096, "rope_theta": 10000, "eos_token_id": 151643}
+    model = write_model(tmp_path / "model", config, tokenizer=QWEN_TOKENIZER)
+    (model / "generation_config.json").write_text('{"eos_token_id": 151643, "bos_token_id": 151643}')
+    write_copy(model, tmp_path / "copy", **LONGER)
+    written = json.loads((tmp_path / "copy/generation_config.json").read_text())
+    assert written == {"eos_token_id": [151643, 151645], "bos_token_id": 151643}
 
 
 def test_nothing_is_overwritten(model, tmp_path):

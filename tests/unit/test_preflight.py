@@ -8,6 +8,7 @@ from soup_verl import run
 from soup_verl.preflight import Data, Model, look_at_data, look_at_model, report, settings_of
 from soup_verl.preflight.memory import checkpoints, history, memory_findings, offloaded, rolling_out, training
 from tests.unit import preflight_files as files
+from tests.unit import tokenizer_families as families
 from tests.unit.preflight_files import EIGHT_GPUS, TRAINING, compose, configure
 
 PARAMS_7B = 7_615_616_512
@@ -26,12 +27,15 @@ def verdicts(found):
 
 @pytest.fixture(scope="module")
 def looked_at(tmp_path_factory):
-    """Both models of the paper and 128 prompts, read once; with the Qwen tokenizer where it is at hand."""
+    """Both models of the paper and 128 prompts, read once; each with its own tokenizer, or a small one of its kind."""
     folder = tmp_path_factory.mktemp("preflight")
-    tokenizer = files.QWEN_TOKENIZER if files.QWEN_TOKENIZER.is_dir() else None
     data = files.write_rows(folder / "rows.parquet", [files.row(i=i) for i in range(128)])
     models = {}
-    for name, config in {"7b": files.QWEN_7B, "1.5b": files.R1_1_5B}.items():
+    for name, config, own, write_like in (
+        ("7b", files.QWEN_7B, files.QWEN_TOKENIZER, families.write_qwen3_like),
+        ("1.5b", files.R1_1_5B, files.R1_TOKENIZER, families.write_r1_like),
+    ):
+        tokenizer = own if own.is_dir() else write_like(folder / f"{name}_tokenizer")
         path = files.write_model(folder / name, config, tokenizer=tokenizer)
         paths = {"actor_rollout_ref__model__path": path, "data__train_files": data, "data__val_files": data}
         models[name] = (paths, look_at_model(run_settings(**paths)))
@@ -40,7 +44,7 @@ def looked_at(tmp_path_factory):
 
 def check_passes(config, model):
     run = settings_of(config)
-    found = report(config, run, EIGHT_GPUS, model, look_at_data(run, model.tokenizer))
+    found = report(config, run, EIGHT_GPUS, model, look_at_data(run, model.tokenizer, model.model_type))
     found.raise_if_refused()
     # The versions are those of the machine that runs the tests.
     assert {name for name, verdict in verdicts(found).items() if verdict != "ok"} <= {"pins"}
@@ -92,9 +96,16 @@ def test_both_models_have_the_parameters_that_are_known(looked_at):
 @pytest.mark.skipif(not files.QWEN_TOKENIZER.is_dir(), reason=f"{files.QWEN_TOKENIZER} is not there")
 def test_a_prompt_is_shown_as_the_qwen_template_renders_it(looked_at):
     paths, model = looked_at["7b"]
-    data = look_at_data(run_settings(**paths), model.tokenizer)
+    data = look_at_data(run_settings(**paths), model.tokenizer, model.model_type)
     assert len(data.prompts) == 2
     assert data.prompts[0].endswith("<|im_start|>user\n2+2=<|im_end|>\n<|im_start|>assistant\n")
+
+
+@pytest.mark.e2e
+def test_the_1_5b_models_own_tokenizer_opens_the_answer_with_a_thought(looked_at):
+    paths, model = looked_at["1.5b"]
+    data = look_at_data(run_settings(**paths), model.tokenizer, model.model_type)
+    assert data.prompts[0] == "<｜begin▁of▁sentence｜><｜User｜>2+2=<｜Assistant｜><think>\n"
 
 
 # ---- memory of a 7B model on 8 GPUs ----

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from packaging.requirements import Requirement
 
 from soup_verl.config import ConfigError
+from soup_verl.context_window import write_copy
 from soup_verl.preflight import Hardware, look_at_data, look_at_model, provenance
 from soup_verl.preflight.hardware import _left_in_containers
 from soup_verl.preflight.layout import batch_findings, gpu_findings, token_findings
@@ -15,6 +16,7 @@ from soup_verl.preflight.report import Finding, Report, fits, judged, refused
 from soup_verl.preflight.run_settings import RunSettings
 from soup_verl.sizing import ModelShape, product
 from tests.unit import preflight_files as files
+from tests.unit import tokenizer_families as families
 
 ACTOR, ROLLOUT, REF = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.ref"
 HERE = Hardware(gpus=8, gpu_bytes=1, host_bytes=1, disk_bytes=1)
@@ -91,17 +93,73 @@ def test_a_window_widened_for_training_alone_is_a_warning(tmp_path):
     assert look(folder, override)[1]["context window"].verdict == "warning"
 
 
-def test_two_different_ends_of_sequence_are_a_warning(tmp_path):
+def test_a_response_ends_at_the_tokenizers_and_at_the_models_end_tokens(tmp_path):
     folder = files.write_model(tmp_path / "m", files.SMALL)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8]}))
     finding = look(folder)[1]["end of sequence"]
-    assert finding.verdict == "warning" and "(7)" in finding.need and "</s>" in finding.have
+    assert finding.verdict == "ok" and all(name in finding.have for name in ("(7)", "(8)", "</s>"))
+    endless = files.byte_tokenizer(eos=None)
+    folder = files.write_model(tmp_path / "endless", files.SMALL | {"eos_token_id": None}, tokenizer=endless)
+    assert look(folder)[1]["end of sequence"].verdict == "warning"
 
 
-def test_a_template_that_ends_turns_with_a_token_that_stops_nothing_is_a_warning(tmp_path):
+def test_a_template_that_ends_turns_with_a_token_that_stops_nothing_is_a_warning_with_its_mend(tmp_path):
     folder = files.write_model(tmp_path / "m", files.SMALL, tokenizer=files.byte_tokenizer(eos="<end>"))
     finding = look(folder)[1]["chat template"]
-    assert finding.verdict == "warning" and "</s>" in finding.have
+    assert finding.verdict == "warning" and "</s>" in finding.have and "soup_verl.context_window" in finding.how
+    write_copy(folder, tmp_path / "copy")
+    assert look(tmp_path / "copy")[1]["chat template"].verdict == "ok"
+
+
+WITHOUT_WARNING = ("r1", "qwen3", "llama")
+
+
+@pytest.mark.parametrize("family", [*WITHOUT_WARNING, "qwen_math"])
+def test_families_of_tokenizers_pass_or_are_told_the_mend(family, tmp_path):
+    folder = getattr(families, f"write_{family}_like")(tmp_path / "m")
+    model, found = look(folder)
+    wanting = {name: finding for name, finding in found.items() if finding.verdict != "ok"}
+    assert wanting.keys() == (set() if family in WITHOUT_WARNING else {"chat template"})
+    assert ("verl's default" in found["prompt builder"].have) == (family == "r1")
+    rows = files.write_rows(tmp_path / "rows.parquet", [files.row(i=i) for i in range(128)])
+    run = run_with({"data.max_prompt_length": 200}, data__train_files=rows, data__val_files=rows)
+    data = look_at_data(run, model.tokenizer, model.model_type)
+    assert data.prompts[0].endswith("<think>\n" if family == "r1" else "\n")
+    assert data.prompts[0].count("2+2=") == 1 and {f.verdict for f in data.findings} == {"ok"}
+
+
+def test_a_template_that_wants_a_system_prompt_refuses_rows_without_one(tmp_path):
+    folder = families.write_family(
+        tmp_path / "m",
+        families.QWEN3,
+        template=families.NEEDS_SYSTEM,
+        specials=("<|im_start|>", "<|im_end|>"),
+        eos="<|im_end|>",
+        pad="<|im_end|>",
+    )
+    model, found = look(folder)
+    assert found["chat template"].verdict == "ok"  # its end of a turn was read with a system prompt
+    with_system = files.row() | {"prompt": [{"role": "system", "content": "Add."}, *files.row()["prompt"]]}
+    for rows, verdict in (([files.row()], "no"), ([with_system] * 16, "ok")):
+        path = files.write_rows(tmp_path / "rows.parquet", rows)
+        data = look_at_data(run_with(data__train_files=path, data__val_files=path), model.tokenizer, model.model_type)
+        (finding,) = [f for f in data.findings if f.name in ("train prompts", "train prompt length")]
+        assert finding.verdict == verdict
+        assert verdict == "ok" or "row 0: a system prompt first" in str(finding.error)
+
+
+def test_a_template_without_a_generation_prompt_is_shown_as_it_is(tmp_path):
+    folder = families.write_family(
+        tmp_path / "m",
+        families.QWEN3,
+        template=families.NO_GENERATION_PROMPT,
+        specials=("<|im_start|>", "<|im_end|>"),
+        eos="<|im_end|>",
+    )
+    model, found = look(folder)
+    finding = found["generation prompt"]
+    assert finding.verdict == "warning" and "add_generation_prompt" in finding.how
+    assert look(families.write_r1_like(tmp_path / "r1"))[1]["generation prompt"].have == "'<｜Assistant｜><think>\\n'"
 
 
 def test_token_ids_beyond_the_embedding_are_a_warning(tmp_path):
