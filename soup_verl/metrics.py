@@ -249,11 +249,20 @@ def _prompts_by_kind(batch: StepBatch) -> dict[str, float]:
 
 
 def _alignment(batch: StepBatch) -> dict[str, float]:
-    """Largest difference between the rollout engine's and the trainer's log-prob of a token of the current policy."""
+    """Rollout engine against trainer on tokens of the current policy, whose log-probs are the engine's in any case.
+
+    Both have the same weights there, so whatever differs is numerics: as the largest and mean difference in nats, and
+    as the noise floor of the prefix KL, the k3 that two equal policies seem to be apart.
+    """
     if batch.old_log_probs is None or batch.behavior_log_probs is None:
         return {}
     own = batch.response_mask.bool() & ~batch.prefix_mask.bool()
     if not own.any():
         return {}
-    error = (batch.old_log_probs[own] - batch.behavior_log_probs[own]).abs()
-    return {"soup/alignment_error_max": error.max().item(), "soup/alignment_error_mean": _mean(error)}
+    trainer, engine = batch.old_log_probs[own], batch.behavior_log_probs[own]
+    error = (trainer - engine).abs()
+    return {
+        "soup/alignment_error_max": error.max().item(),
+        "soup/alignment_error_mean": _mean(error),
+        "soup/noise_floor_kl_k3": _mean(core_algos.kl_k3(trainer, engine)),
+    }

@@ -33,6 +33,8 @@ def check_run(soup: SoupConfig, config: Mapping[str, Any]) -> None:
     _check_prefix_fits(soup, config)
     _check_behavior_log_probs(config)
     _check_objective(soup, config)
+    _check_rollout_correction(soup, config)
+    _check_kl_in_reward(config)
     _check_prompt_order(soup, config)
     _check_store(soup, config)
 
@@ -126,17 +128,51 @@ def _check_objective(soup: SoupConfig, config: Mapping[str, Any]) -> None:
             True,
             f"false with {key}={value}, which compares the prefix with the recomputed old_log_probs",
         )
-    if soup.prefix_objective not in ("decoupled", "shaped"):
-        return
+
+
+def _check_rollout_correction(soup: SoupConfig, config: Mapping[str, Any]) -> None:
+    """verl's correction for the rollout engine's numerics compares old_log_probs with the engine's. On prefix tokens
+    the two are the same by then, so it leaves them alone: their ratio is against the engine's log-probs as it is.
+    `recipe/soup/README.md` has what every segment's tokens are weighted with."""
     for name in ("rollout_is", "rollout_rs"):
-        value = _get(config, f"{correction}.{name}")
+        key = f"algorithm.rollout_correction.{name}"
+        value = _get(config, key)
+        if value is None:
+            continue
         require(
-            value is None,
-            f"{correction}.{name}",
+            soup.prefix_objective != "decoupled",
+            key,
             value,
-            f"null with soup.prefix_objective={soup.prefix_objective}, which already weights prefix tokens",
+            "null with soup.prefix_objective=decoupled, which already weights prefix tokens",
             "Both together would correct them twice.",
         )
+        require(
+            soup.prefix_objective != "behavior" or soup.behavior_log_probs == "rollout",
+            key,
+            value,
+            "null with soup.behavior_log_probs=actor, which keeps no log-prob of the engine to correct prefixes by",
+            "With soup.behavior_log_probs=rollout their ratio is against the engine's own.",
+        )
+        require(
+            name != "rollout_rs" or soup.prefix_objective == "masked" or "seq_mean" not in value,
+            key,
+            value,
+            f"no seq_mean_* with soup.prefix_objective={soup.prefix_objective}: a mean over prefix tokens too, which "
+            "count as 0, tolerates more in a mixed response than in an on-policy one",
+            "Take token_*, seq_sum_* or seq_max_*.",
+        )
+
+
+def _check_kl_in_reward(config: Mapping[str, Any]) -> None:
+    key = "algorithm.use_kl_in_reward"
+    require(
+        not _get(config, key, False),
+        key,
+        True,
+        "false when soup.mixed_fraction is above 0: its estimate needs the current policy's own samples, which "
+        "prefixes are not, and it would enter the comparison of mixed with on-policy responses",
+        "Use actor_rollout_ref.actor.use_kl_loss=true, which leaves the reward alone.",
+    )
 
 
 def _settings_that_need_old_log_probs(soup: SoupConfig) -> dict[str, Any]:

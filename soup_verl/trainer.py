@@ -41,7 +41,7 @@ from soup_verl import checkpoint, core_algos, register, resume, sample_log
 from soup_verl.actor_worker import PREFIX_CORRECTION, SHAPED_GAMMA, SUM_PREFIX, SoupActorWorker
 from soup_verl.batch import BatchData, items
 from soup_verl.config import PortableError, ScheduleConfig, SoupConfig
-from soup_verl.history import CollapseWatch, PrefixSource, build_source
+from soup_verl.history import CollapseWatch, NoiseWatch, PrefixSource, build_source
 from soup_verl.metrics import StepBatch, finish_update_metrics, prefix_kl_by_age, prefix_kl_metrics, step_metrics
 from soup_verl.mixing import MixingPlanner, Schedule, SolvedRates
 from soup_verl.policy_engine import TrainerPolicyEngine, prompt_key
@@ -82,6 +82,7 @@ class SoupTrainer(PPOTrainerSync):
         self._soup = SoupConfig.parse(OmegaConf.to_container(config.soup, resolve=True))
         self._solved = SolvedRates(self._soup.when)
         self._collapse = CollapseWatch(self._soup.kl_control.min_prefix_kl, self._soup.kl_control.patience)
+        self._noise = NoiseWatch(self._soup)
         self._source: PrefixSource | None = None
         self._skipped_steps = 0
         self._place_of_uid: dict[str, int] = {}
@@ -192,6 +193,8 @@ class SoupTrainer(PPOTrainerSync):
         recomputed = not self.config.algorithm.rollout_correction.get("bypass_mode", False)
         step_batch = batches.step_batch(data, current_version=self.global_steps - 1, recomputed=recomputed)
         metrics.update(step_metrics(step_batch))
+        if warning := self._noise.warning(metrics):
+            logger.warning("step %d: %s", self.global_steps, warning)
         self._log_samples(batch, data, recomputed=recomputed)
         if self._source:
             metrics.update(self._observe(batch, data, step_batch))

@@ -72,6 +72,10 @@ class CpuLanguageModelEngine(_CpuEngine, FSDPEngineWithLMHead):
     def prepare_model_outputs(
         self, output: Any, output_args: dict, micro_batch: TensorDict, logits_processor_func: Any
     ) -> dict:
+        if getattr(output, "logits", None) is not None:  # fused kernels have none
+            # As flash-attn's cross-entropy does it on a GPU: from logits in bf16, log-probs in fp32. What verl falls
+            # back to here would give them in bf16, and TransferQueue takes one type a field.
+            output.logits = output.logits.float()
         layout = output_args.get("layout")
         if layout is None:
             return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)

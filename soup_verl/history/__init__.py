@@ -10,7 +10,7 @@ from soup_verl.history.base import (
     PrefixSource,
     PromptPlan,
 )
-from soup_verl.history.kl_control import CollapseWatch
+from soup_verl.history.kl_control import CollapseWatch, NoiseWatch
 from soup_verl.history.lookahead import LookaheadSource
 from soup_verl.history.replay import ReplaySource
 from soup_verl.history.snapshot import SnapshotSource
@@ -38,6 +38,7 @@ __all__ = [
     "CollapseWatch",
     "GroupPrefixes",
     "LookaheadSource",
+    "NoiseWatch",
     "PendingPrefixes",
     "PolicyEngine",
     "PolicyResponse",

@@ -1,9 +1,12 @@
-"""What the prefix KL says about the history: too close to the present, and how it grows with age. Plain Python."""
+"""What the prefix KL says about the history: too close to the present, how it grows with age, and when it is noise.
+Plain Python."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from soup_verl.config import SoupConfig
 
 SMOOTHING = 0.3  # weight of the newest step in a running mean
 
@@ -31,6 +34,32 @@ class CollapseWatch:
     def collapsed(self) -> bool:
         """True from the `patience`-th step in a row."""
         return self.low_steps >= self.patience
+
+
+class NoiseWatch:
+    """Tells once if a control goes by a prefix KL more than half of which is the rollout engine's rounding.
+
+    Two small independent differences of log-probs add up in k3, so the engine's log-probs put the whole noise floor
+    into the prefix KL. The trainer's own put none of it there.
+    """
+
+    def __init__(self, soup: SoupConfig):
+        controls = {
+            "soup.kl_control.min_prefix_kl": soup.kl_control.min_prefix_kl is not None,
+            "soup.snapshot.choice=auto": soup.source == "snapshot" and soup.snapshot.choice == "auto",
+        }
+        self._readers = [name for name, on in controls.items() if on and soup.behavior_log_probs == "rollout"]
+
+    def warning(self, metrics: Mapping[str, float]) -> str | None:
+        """What to tell the user after a step with these metrics; None before there is anything to tell, and after."""
+        prefix_kl, floor = (metrics.get(f"soup/{name}_kl_k3") for name in ("prefix", "noise_floor"))
+        if not self._readers or prefix_kl is None or floor is None or floor <= prefix_kl / 2:
+            return None
+        readers, self._readers = " and ".join(self._readers), []
+        return (
+            f"soup/noise_floor_kl_k3={floor:.2g} is more than half of soup/prefix_kl_k3={prefix_kl:.2g}: {readers} "
+            "would go by the rollout engine's rounding. Set soup.behavior_log_probs=actor."
+        )
 
 
 @dataclass

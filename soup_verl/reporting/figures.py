@@ -8,7 +8,7 @@ missed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from soup_verl.reporting import compare
@@ -72,13 +72,14 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Line:
-    """What a panel of lines is of: the metric, by each run's first of `keys`, times `scale`."""
+    """What a panel of lines is of: the metric, by each run's first of `keys`, times `scale`; its noise floor dotted."""
 
     title: str
     keys: Sequence[str]
     y: str
     scale: float = 1.0
     log: bool = False
+    floor: str | None = None
 
 
 def all_figures(groups: Sequence[Group], evaluated: Sequence[Evaluated]) -> list[Figure]:
@@ -112,8 +113,15 @@ KINDS = [
     Line("mixed", ("soup/mixed_reward_mean",), "mean reward"),
     Line("on-policy", ("soup/onpolicy_reward_mean",), "mean reward"),
 ]
+PREFIX_KL = Line(
+    "historical against current policy",
+    ("soup/prefix_kl_k3",),
+    "k3, nats a token",
+    log=True,
+    floor="soup/noise_floor_kl_k3",
+)
 KL = [
-    Line("historical against current policy", ("soup/prefix_kl_k3",), "k3, nats a prefix token", log=True),
+    PREFIX_KL,
     *by_segment("update_kl_k3", "k3, nats a token", suffix=", while updating"),
     Line("current against reference policy", ("actor/kl_loss", "actor/reward_kl_penalty"), "nats a token"),
 ]
@@ -143,8 +151,9 @@ ENTROPY_CAPTION = (
 )
 KL_CAPTION = (
     "First panel: how far the prefixes' policies are from the one before the update. Near 0 for long: history is no "
-    "different from the present. Growing without end: it is too old. While updating: from the policy that sampled the "
-    "token (or as the objective has it) to the one being trained; 0 on-policy where a step has one update."
+    "different from the present. Growing without end: it is too old. Dotted, unless under a hundredth of that: the "
+    "noise floor, what the rollout engine's rounding shows by itself. While updating: from the policy that sampled "
+    "the token (or as the objective has it) to the one being trained; 0 on-policy where a step has one update."
 )
 RATIO_CAPTION = (
     "Probability under the policy being trained, over that under the policy that sampled the token. 1 is on-policy; "
@@ -202,12 +211,23 @@ def _panel(
     line: Line, data: Sequence[tuple[Group, Series]], x_range: Sequence[float], y_range: Sequence[float] | None = None
 ) -> Panel:
     traces = [trace for group, one in data for trace in line_and_band(group.name, group.number, with_gaps(one))]
+    for group, one in _floors(line, data):
+        traces += line_and_band(f"{group.name}, noise floor", group.number, with_gaps(one), style=DASHES.index("dot"))
     layout = axes(STEP, line.y, x_range)
     if line.log and spans_decades([one for _, one in data]):
         layout["yaxis"] |= {"type": "log", "exponentformat": "power", "dtick": 1}
     elif y_range is not None:
         layout["yaxis"]["range"] = y_range
     return Panel(line.title, " or ".join(line.keys), {"data": traces, "layout": layout})
+
+
+def _floors(line: Line, data: Sequence[tuple[Group, Series]]) -> list[tuple[Group, Series]]:
+    """Noise floors that are high enough to matter; the others would only stretch the axis."""
+    if line.floor is None:
+        return []
+    lowest = min(value for _, one in data for value in one.low)
+    found = [(group, _scaled(group, replace(line, keys=(line.floor,)))) for group, _ in data]
+    return [(group, one) for group, one in found if one.steps and max(one.high) > lowest / 100]
 
 
 def _validation(groups: Sequence[Group]) -> Figure:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.contract
 LOW, HIGH, C, CAP = 0.2, 0.28, 3.0, 2.0
 
 
-def verl_gradient(log_probs, old_log_probs, advantages, mask, loss_agg_mode="token-mean"):
+def verl_gradient(log_probs, old_log_probs, advantages, mask, loss_agg_mode="token-mean", rollout_is_weights=None):
     """d(-loss) / d(log_probs)."""
     config = FSDPActorConfig(
         strategy="fsdp2",
@@ -38,6 +38,7 @@ def verl_gradient(log_probs, old_log_probs, advantages, mask, loss_agg_mode="tok
         response_mask=mask,
         loss_agg_mode=loss_agg_mode,
         config=config,
+        rollout_is_weights=rollout_is_weights,
     )
     return torch.autograd.grad(-loss, variable)[0]
 

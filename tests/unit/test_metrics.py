@@ -167,10 +167,38 @@ def test_step_metrics_by_hand():
             "soup/distinct_answers_mean": 1.5,
             "soup/alignment_error_max": 0.07,
             "soup/alignment_error_mean": 0.01,
+            "soup/noise_floor_kl_k3": (math.expm1(0.07) - 0.07) / 7,
         },
         rel=1e-5,
         abs=1e-7,
     )
+
+
+def test_the_noise_floor_is_the_prefix_kl_of_an_unchanged_policy():
+    """The same log-probs of trainer and engine, once on tokens of the current policy and once on a prefix: ratios 1.2,
+    2.5 and 1 give one k3 under both names, and none of the other segment's tokens enter."""
+    engine, trainer = rows([0.25, 0.2, 0.5, 0.3]).log(), rows([0.3, 0.5, 0.5, 0.6]).log()  # the last one: ratio 2
+    k3 = (0.2 - math.log(1.2) + 1.5 - math.log(2.5)) / 3
+
+    def found(prefix_mask):
+        return step_metrics(
+            step_batch(
+                uids=["a"],
+                response_mask=torch.ones(1, 4),
+                prefix_mask=torch.tensor([prefix_mask]),
+                policy_version=torch.tensor([4]),
+                behavior_log_probs=engine,
+                old_log_probs=trainer,
+                entropy=None,
+                rewards=rows(1),
+                solved=torch.tensor([True]),
+                answers=None,
+            )
+        )
+
+    assert found([0, 0, 0, 1])["soup/noise_floor_kl_k3"] == pytest.approx(k3, rel=1e-5)
+    assert found([1, 1, 1, 0])["soup/prefix_kl_k3"] == pytest.approx(k3, rel=1e-5)
+    assert found([1, 1, 1, 0])["soup/noise_floor_kl_k3"] == pytest.approx(1 - math.log(2), rel=1e-5)
 
 
 def test_prompts_by_who_solved_them():
@@ -264,6 +292,7 @@ def test_a_batch_without_history_leaves_prefix_metrics_out():
                 "prefix_effective_sample_share",
                 "alignment_error_max",
                 "alignment_error_mean",
+                "noise_floor_kl_k3",
             },
         ),
     ],
@@ -282,7 +311,7 @@ def test_all_prefix_batch_has_no_alignment_error():
         )
     )
     assert metrics["soup/prefix_tokens_share"] == 1
-    assert not any("alignment" in key or "onpolicy_reward" in key for key in metrics)
+    assert not any("alignment" in key or "noise_floor" in key or "onpolicy_reward" in key for key in metrics)
 
 
 def test_metrics_surface_a_nan_in_a_generated_token():

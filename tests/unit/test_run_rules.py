@@ -87,10 +87,25 @@ ROLLOUT = "actor_rollout_ref__rollout"
             {"algorithm__rollout_correction__bypass_mode": True},
             "algorithm.rollout_correction.bypass_mode=True: expected false with soup.prefix_objective=shaped",
         ),
+        *(
+            (
+                {"prefix_objective": objective, "behavior_log_probs": behavior},
+                {f"algorithm__rollout_correction__{name}": value},
+                f"algorithm.rollout_correction.{name}='{value}': expected {expected}",
+            )
+            for objective, behavior, name, value, expected in [
+                ("decoupled", "actor", "rollout_rs", "token_k1", "null with soup.prefix_objective=decoupled"),
+                ("behavior", "actor", "rollout_is", "token", "null with soup.behavior_log_probs=actor"),
+                ("behavior", "actor", "rollout_rs", "seq_sum_k1", "null with soup.behavior_log_probs=actor"),
+                ("behavior", "rollout", "rollout_rs", "token_k1,seq_mean_k3", "no seq_mean_*"),
+                ("shaped", "rollout", "rollout_rs", "seq_mean_k1", "no seq_mean_*"),
+            ]
+        ),
+        ({}, {"algorithm__use_kl_in_reward": True}, "algorithm.use_kl_in_reward=True: expected false"),
         (
-            {"prefix_objective": "shaped"},
-            {"algorithm__rollout_correction__rollout_rs": "token"},
-            "algorithm.rollout_correction.rollout_rs='token': expected null with soup.prefix_objective=shaped",
+            {"prefix_objective": "masked"},
+            {"algorithm__use_kl_in_reward": True},
+            "algorithm.use_kl_in_reward=True: expected false",
         ),
         (
             {"prefix_correction": "min_prefix"},
@@ -154,7 +169,21 @@ def test_rule_between_soup_and_the_run(section, changes, message):
         ({"lookahead": {"age": 100}, "source": "snapshot"}, {}),
         ({"lookahead": {"age": 100}}, {"trainer__total_training_steps": None}),
         ({"prefix_objective": "behavior"}, {"algorithm__rollout_correction__bypass_mode": True}),
-        ({"prefix_objective": "masked"}, {"algorithm__rollout_correction__rollout_is": "token"}),
+        *(
+            (
+                {"prefix_objective": objective, "behavior_log_probs": behavior},
+                {f"algorithm__rollout_correction__{name}": value},
+            )
+            for objective, behavior, name, value in [
+                ("behavior", "rollout", "rollout_is", "token"),
+                ("behavior", "rollout", "rollout_is", "sequence"),
+                ("behavior", "rollout", "rollout_rs", "token_k3,seq_max_k2"),
+                ("shaped", "actor", "rollout_is", "token"),
+                ("shaped", "rollout", "rollout_rs", "seq_sum_k1"),
+                ("masked", "actor", "rollout_is", "sequence"),
+                ("masked", "actor", "rollout_rs", "seq_mean_k1"),
+            ]
+        ),
         ({"prefix_objective": "decoupled"}, {}),
         ({"source": "snapshot", "position": "middle"}, {}),
         ({"prefix_objective": "shaped", "prefix_correction": "min_prefix"}, {}),

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from torch.testing import assert_close
 from soup_verl import batch as batches
 from soup_verl import sample_log, trainer
 from soup_verl.config import ConfigError, SoupConfig
-from soup_verl.history import CollapseWatch
+from soup_verl.history import CollapseWatch, NoiseWatch
 from soup_verl.metrics import StepBatch
 from soup_verl.mixing import SolvedRates
 from soup_verl.trainer import GradientsNotFinite, SessionsFailed, SoupTrainer
@@ -197,6 +198,30 @@ def test_a_step_without_prefixes_says_nothing_about_a_collapse():
         instance._observe("batch", ROWS, batch)
     assert [collapsed for _, collapsed in source.kl] == [False, False, True]
     assert source.kl[1][0] == {}
+
+
+def test_a_prefix_kl_that_is_noise_is_warned_of_once_in_a_run(monkeypatch, caplog):
+    """Engine and trainer disagree as much on the current policy's tokens as on the prefix: k3 of ratios 2 and 1."""
+    soup = SoupConfig.parse({"kl_control": {"min_prefix_kl": 1e-3}, "log_samples": {"every": 0}})
+    noisy = torch.tensor([[0.25, 0.5, 0.5], [0.25, 0.5, 9]]).log()
+    data = SimpleNamespace(
+        old_log_probs=BATCH.old_log_probs,
+        behavior_log_probs=noisy,
+        prefix_mask=BATCH.prefix_mask,
+        is_mixed=BATCH.is_mixed,
+    )
+    monkeypatch.setattr(batches, "read", lambda batch, mixing: data)
+    monkeypatch.setattr(batches, "step_batch", lambda *_, **__: replace(BATCH, behavior_log_probs=noisy))
+    monkeypatch.setattr(batches, "write_prefix_fields", lambda *_, **__: None)
+    monkeypatch.setattr(trainer.PPOTrainerSync, "_compute_advantage", lambda self, batch, metrics: batch)
+    config = {"algorithm": {"adv_estimator": "soup", "rollout_correction": {}}}
+    instance = bare_trainer(_soup=soup, _noise=NoiseWatch(soup), _source=None, global_steps=6)
+    instance.config = OmegaConf.create(config)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            instance._compute_advantage(SimpleNamespace(keys=["u_0_0", "u_1_0"]), {})
+    (record,) = caplog.records
+    assert record.getMessage().startswith("step 6: soup/noise_floor_kl_k3=0.1 is more than half")  # .307 / 3 tokens
 
 
 # ---- samples ----

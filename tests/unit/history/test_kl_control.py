@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soup_verl.history.kl_control import CollapseWatch, KlByAge
+from soup_verl.config import SoupConfig
+from soup_verl.history.kl_control import CollapseWatch, KlByAge, NoiseWatch
 
 kl_values = st.floats(0, 10)
 
@@ -48,6 +49,48 @@ def test_the_count_goes_on_after_a_resume():
     watch = CollapseWatch(min_kl=0.01, patience=3, low_steps=2)
     watch.observe(0.001)
     assert watch.collapsed
+
+
+# ---- noise ----
+
+AUTO = {"source": "snapshot", "snapshot": {"choice": "auto"}, "kl_control": {"target_kl": 0.01}}
+NOISY = {"soup/prefix_kl_k3": 4e-4, "soup/noise_floor_kl_k3": 2.5e-4}
+
+
+def noise_watch(section, **changes):
+    return NoiseWatch(SoupConfig.parse({**section, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("section", "reader"),
+    [
+        ({"kl_control": {"min_prefix_kl": 1e-3}}, "soup.kl_control.min_prefix_kl would"),
+        (AUTO, "0.0004: soup.snapshot.choice=auto would"),
+        (
+            {**AUTO, "kl_control": {"target_kl": 0.01, "min_prefix_kl": 1e-3}},
+            "min_prefix_kl and soup.snapshot.choice=auto would",
+        ),
+    ],
+)
+def test_a_control_that_reads_noise_is_told_of_once(section, reader):
+    watch = noise_watch(section)
+    assert watch.warning(NOISY | {"soup/noise_floor_kl_k3": 2e-4}) is None  # half is not more than half
+    assert watch.warning({}) is None
+    assert reader in watch.warning(NOISY)
+    assert watch.warning(NOISY) is None
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {},
+        {"kl_control": {"target_kl": 0.01}, "snapshot": {"choice": "auto"}},  # of a source that is not in use
+        {"kl_control": {"max_prefix_kl": 0.1}},
+        {**AUTO, "behavior_log_probs": "actor"},
+    ],
+)
+def test_nothing_is_told_where_no_control_reads_the_engines_log_probs(section):
+    assert noise_watch(section).warning(NOISY) is None
 
 
 # ---- KL by age ----

@@ -138,6 +138,17 @@ def test_the_prefix_kl_is_on_a_log_scale_where_it_spans_decades(values, log):
     assert (panel.plot["layout"]["yaxis"].get("type") == "log") == log
 
 
+def test_the_noise_floor_stands_dotted_beside_the_prefix_kl_unless_it_is_negligible():
+    def traces(floor):
+        metrics = {"soup/prefix_kl_k3": [2e-4, 4e-4], "soup/noise_floor_kl_k3": floor}
+        (panel,) = drawn([group(metrics)])["kl"].panels
+        return [(trace["name"], trace["y"], trace["line"]["dash"]) for trace in lines(panel)]
+
+    prefix_kl = ("g", [2e-4, 4e-4], "solid")
+    assert traces([1e-6, 3e-6]) == [prefix_kl, ("g, noise floor", [1e-6, 3e-6], "dot")]
+    assert traces([1e-13, 1e-6]) == [prefix_kl]  # below 2e-4 / 100
+
+
 def test_lost_gradient_is_in_percent():
     panel = drawn([group({"soup/prefix_gradient_lost_share": [0.25]})])["lost"].panels[0]
     assert lines(panel)[0]["y"] == [25.0]
