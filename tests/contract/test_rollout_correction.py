@@ -26,7 +26,9 @@ pytestmark = pytest.mark.contract
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
 PREFIX = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0]])
 P_ENGINE = torch.tensor([[0.25, 0.5, 0.4, 0.5], [0.5, 0.8, 0.4, 1]])  # of what sampled the token: pi_h on the prefix
-P_OLD = torch.tensor([[0.5, 0.25, 0.5, 0.75], [0.4, 0.8, 0.6, 1]])  # the trainer's: 2, .5, 1.25, 1.5; .8, 1, 1.5 of it
+P_OLD = torch.tensor(
+    [[0.5, 0.125, 0.5, 0.75], [0.4, 0.8, 0.6, 1]]
+)  # the trainer's: 2, .25, 1.25, 1.5; .8, 1, 1.5 of it
 P_NEW = torch.tensor([[0.3, 0.6, 0.5, 0.75], [0.4, 0.8, 0.6, 1]])  # being trained: 1.2 of pi_h, elsewhere not moved yet
 CAP = 1.4
 
@@ -99,9 +101,9 @@ def test_shaped_prefix_tokens_get_no_weight_of_their_own(monkeypatch, rollout_is
 def test_decoupled_prefix_tokens_would_be_corrected_twice(monkeypatch):
     """Refused: verl's weight is the ratio to pi_h that the advantage has already."""
     batch = corrected(monkeypatch, "decoupled", rollout_is="token", rollout_is_threshold=CAP)
-    assert_close(batch["rollout_is_weights"][0, :2], torch.tensor([1.4, 0.5]))
+    assert_close(batch["rollout_is_weights"][0, :2], torch.tensor([1.4, 0.25]))
     ours = PREFIX_OBJECTIVES["decoupled"].weight(P_OLD.log(), P_ENGINE.log(), cap=CAP)
-    assert_close(ours[0, :2], torch.tensor([1.4, 0.5]))
+    assert_close(ours[0, :2], torch.tensor([1.4, 0.25]))
 
 
 ALL, GONE = [1, 1, 1, 1], [0, 0, 0, 0]
@@ -110,7 +112,7 @@ ALL, GONE = [1, 1, 1, 1], [0, 0, 0, 0]
 @pytest.mark.parametrize(
     ("rollout_rs", "threshold", "mixed", "onpolicy"),
     [
-        # k3 of 1.25, 1.5, .8 and 1: .027, .095, .023 and 0; of the prefix to pi_old, .307 and .193, which is not asked
+        # k3 of 1.25, 1.5, .8 and 1: .027, .095, .023 and 0; of the prefix to pi_old, .307 and .636, which is not asked
         ("token_k3", 0.05, [1, 1, 1, 0], [1, 1, 0, 0]),
         ("seq_sum_k3", 0.12, GONE, [1, 1, 1, 0]),  # .121 and .118
         ("seq_max_k3", 0.09, GONE, GONE),
@@ -133,7 +135,7 @@ def test_a_mean_over_the_response_is_diluted_by_its_prefix(monkeypatch, objectiv
     assert batch["response_mask"].tolist() == [mixed, [1, 1, 1, 0]]  # .118 over 3 is .039
 
 
-@pytest.mark.parametrize(("objective", "penalised"), [("behavior", [0.25, 0.5]), ("decoupled", [0.5, 0.25])])
+@pytest.mark.parametrize(("objective", "penalised"), [("behavior", [0.25, 0.5]), ("decoupled", [0.5, 0.125])])
 def test_the_kl_in_the_reward_is_not_the_current_policys_on_a_prefix(monkeypatch, objective, penalised):
     """Refused. With `behavior` it is log pi_h - log pi_ref. With log pi_old, as with `decoupled`, the mean over tokens
     of pi_h is KL(pi_h || pi_ref) - KL(pi_h || pi_old), which falls as the prefix gets older: a mixed response
