@@ -220,10 +220,15 @@ def test_the_recipe_composes_and_passes_every_check(platform):
     check_run(soup, config)
 
 
-@pytest.mark.parametrize(("platform", "device", "mode"), [("cpu", "cpu", "soup_cpu"), ("gpu", "cuda", "soup")])
-def test_the_platform_chooses_device_and_trainer(platform, device, mode):
-    trainer = compose(f"platform={platform}", "actor_rollout_ref.rollout.n=4")["trainer"]
+@pytest.mark.parametrize(
+    ("platform", "device", "mode", "log_probs"),
+    [("cpu", "cpu", "soup_cpu", "rollout"), ("gpu", "cuda", "soup", "actor")],
+)
+def test_the_platform_chooses_device_trainer_and_whose_log_probs_prefixes_have(platform, device, mode, log_probs):
+    config = compose(f"platform={platform}", "actor_rollout_ref.rollout.n=4")
+    trainer = config["trainer"]
     assert (trainer["device"], trainer["v1"]["trainer_mode"]) == (device, mode)
+    assert config["soup"]["behavior_log_probs"] == log_probs
 
 
 def test_a_misspelled_key_on_the_command_line_is_refused():
