@@ -151,7 +151,7 @@ def _check_rollout_correction(soup: SoupConfig, config: Mapping[str, Any]) -> No
             key,
             value,
             "null with soup.behavior_log_probs=actor, which keeps no log-prob of the engine to correct prefixes by",
-            "With soup.behavior_log_probs=rollout their ratio is against the engine's own.",
+            "Set soup.behavior_log_probs=rollout: their ratio is against the engine's own then.",
         )
         require(
             name != "rollout_rs" or soup.prefix_objective == "masked" or "seq_mean" not in value,
