@@ -21,6 +21,7 @@ from soup_verl import core_algos, sample_log
 from soup_verl.history import PolicyResponse
 from soup_verl.metrics import StepBatch
 from soup_verl.rollout import token_key
+from soup_verl.validation import is_solved
 
 FIELDS = ("uid", "response_mask", "rollout_log_probs", "old_log_probs", "entropy", "rm_scores", "extra_fields")
 MIXING_FIELDS = ("prefix_mask", "policy_version")
@@ -148,8 +149,8 @@ def step_batch(data: BatchData, *, current_version: int, recomputed: bool) -> St
     """
     rows = data.real_rows
     info = [_reward_info(data.extra_fields[i]) for i in rows]
-    acc: list[Any] = [i.get("acc") for i in info]
     rewards = data.rewards[rows]
+    solved = [is_solved(i.get("acc"), reward) for i, reward in zip(info, rewards.tolist(), strict=True)]
     return StepBatch(
         uids=[data.uids[i] for i in rows],
         response_mask=data.response_mask[rows],
@@ -160,7 +161,7 @@ def step_batch(data: BatchData, *, current_version: int, recomputed: bool) -> St
         old_log_probs=data.old_log_probs[rows] if recomputed else None,
         entropy=None if data.entropy is None else data.entropy[rows],
         rewards=rewards,
-        solved=rewards > 0 if None in acc else torch.tensor([bool(a > 0.5) for a in acc]),
+        solved=torch.tensor(solved, dtype=torch.bool),
         answers=[str(i["pred"]) for i in info] if all("pred" in i for i in info) else None,
     )
 

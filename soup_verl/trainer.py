@@ -47,6 +47,7 @@ from soup_verl.mixing import MixingPlanner, Schedule, SolvedRates
 from soup_verl.policy_engine import TrainerPolicyEngine, prompt_key
 from soup_verl.prompt_stream import ReadAheadLoader
 from soup_verl.rollout import GROUP_PREFIXES
+from soup_verl.validation import is_solved, pass_at_k_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -147,6 +148,30 @@ class SoupTrainer(PPOTrainerSync):
             metrics = super()._validate()
             self._raise_session_errors()
         return metrics
+
+    def _val_metrics_update(
+        self,
+        data_sources: list[str],
+        sample_uids: list[str],
+        reward_extra_infos_dict: dict[str, list],
+        sample_turns: list[int],
+        expected_acc_counts: dict[tuple[str, str], int] | None = None,
+    ) -> dict[str, float]:
+        """verl's metrics, and the unbiased pass@k: verl's `best@k` resamples with replacement and reads low."""
+        metrics = super()._val_metrics_update(
+            data_sources, sample_uids, reward_extra_infos_dict, sample_turns, expected_acc_counts
+        )
+        rewards = reward_extra_infos_dict["reward"]
+        acc = reward_extra_infos_dict.get("acc", [None] * len(rewards))
+        expected = sum((expected_acc_counts or {}).values())
+        if len(rewards) < expected:
+            logger.warning(
+                "step %d: %d of %d validation responses are missing: val-soup/*/pass@k is of the prompts that have k",
+                self.global_steps,
+                expected - len(rewards),
+                expected,
+            )
+        return metrics | pass_at_k_metrics(data_sources, sample_uids, list(map(is_solved, acc, rewards)))
 
     def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
         batch = super()._next_train_batch(num_prompts)

@@ -17,6 +17,7 @@ from typing import Any
 from soup_verl.evaluation import EvaluationError
 from soup_verl.evaluation.checkpoints import fingerprint
 from soup_verl.evaluation.problems import Problem, digest
+from soup_verl.validation import is_solved
 
 DEFAULT = "pkg://soup_verl.reward:compute_score"
 Reward = Callable[..., Any]
@@ -72,8 +73,8 @@ def score(reward: Reward, problem: Problem, response: str) -> dict[str, Any]:
     """What the reward function says of a response.
 
     Returns:
-        `score`; `acc`, which is `score` where the function reports none; `correct`: acc > 0.5, or score > 0 without an
-        acc; whatever else the function reports (`pred`, `format`, `timeout`, `error`, ..).
+        `score`; `acc`, which is `score` where the function reports none; `correct`, by
+        `is_solved`; whatever else the function reports (`pred`, `format`, `timeout`, `error`, ..).
 
     Raises:
         EvaluationError: the function raised or gave no finite number; names the problem.
@@ -88,7 +89,7 @@ def score(reward: Reward, problem: Problem, response: str) -> dict[str, Any]:
         )
         fields = dict(result) if isinstance(result, Mapping) else {"score": result}
         value = float(fields["score"])
-        correct = bool(fields["acc"] > 0.5) if "acc" in fields else value > 0
+        correct = is_solved(fields.get("acc"), value)
     except Exception as error:  # it is the user's: it may raise anything
         raise EvaluationError(f"{where}: {type(error).__name__}: {error}") from error
     if not math.isfinite(value):

@@ -55,7 +55,7 @@ OVERRIDES = [
     (
         SoupTrainer,
         PPOTrainerSync,
-        "_init_dataloader _init_resource_pool_mgr on_train_begin step _validate _next_train_batch "
+        "_init_dataloader _init_resource_pool_mgr on_train_begin step _validate _val_metrics_update _next_train_batch "
         "_submit_batch_to_rollout on_sample_end _balance_batch _compute_advantage _update_actor on_step_end "
         "_save_checkpoint _load_checkpoint",
     ),

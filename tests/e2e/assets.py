@@ -25,6 +25,11 @@ def varied(text, gold):
     return {"score": sum(map(ord, text)) % 97 / 96, "acc": float(text == gold), "pred": text}
 
 
+def even(text, gold):
+    """Right about half of the time, whatever the prompt."""
+    return {"score": 1.0, "acc": float(sum(map(ord, text)) % 2 == 0)}
+
+
 def huge(text, gold):
     """Finite, and past what float32 can square."""
     return {"score": 1e38 * (sum(map(ord, text)) % 3), "acc": 0.0, "pred": text}
@@ -43,7 +48,8 @@ def make(folder: Path) -> None:
     """A model, prompts and rewards.
 
     `model/`; `train.parquet`: 24 prompts, three batches of eight; `val.parquet`: four others; two batches of four
-    whose reward is `varied`; and eight prompts each whose reward is `huge`, `raising` or `not_a_number`; `rewards.py`.
+    whose reward is `varied`; and eight prompts each whose reward is `even`, `huge`, `raising` or `not_a_number`;
+    `rewards.py`.
     """
     sys.path.insert(0, str(QUICKSTART))
     from prepare import build_model, build_tokenizer
@@ -58,7 +64,7 @@ def make(folder: Path) -> None:
     prompts = pd.DataFrame([_prompt(i) for i in range(28)])
     prompts[:24].to_parquet(folder / "train.parquet")
     prompts[24:].to_parquet(folder / "val.parquet")
-    for reward in ("varied", "huge", "raising", "not_a_number"):
+    for reward in ("varied", "even", "huge", "raising", "not_a_number"):
         prompts[:8].assign(data_source=reward).to_parquet(folder / f"{reward}.parquet")
     (folder / "rewards.py").write_text(REWARDS)
 

@@ -102,8 +102,14 @@ _SNAPSHOT = (*PREFIXES, "soup.source=snapshot", "soup.snapshot.capacity=2", "tra
 
 
 def _offload(assets: Path, folder: Path) -> dict[str, Run | None]:
-    """FSDP2 with offloading, and a run whose second checkpoint does not fit on its disk."""
-    runs = {"snapshot_fsdp2": (*_SNAPSHOT, "trainer.test_freq=2")}
+    """FSDP2 with offloading and validation, and a run whose second checkpoint does not fit on its disk."""
+    validation = (
+        "trainer.test_freq=2",
+        f"data.val_files={assets}/even.parquet",
+        f"trainer.validation_data_dir={folder}/snapshot_fsdp2/validation",
+        *(f"actor_rollout_ref.rollout.val_kwargs.{setting}" for setting in ("n=4", "do_sample=true", "temperature=1")),
+    )
+    runs = {"snapshot_fsdp2": (*_SNAPSHOT, *validation)}
     offload = [f"actor_rollout_ref.actor.fsdp_config.{what}_offload=true" for what in ("param", "optimizer")]
     with small_disk(folder / "disk_full", kilobytes=2500) as mounted:
         if mounted:

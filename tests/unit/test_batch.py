@@ -234,6 +234,17 @@ def test_without_an_accuracy_a_reward_above_0_is_solved(stored, extra):
     assert view.solved.tolist() == [True, False, False] and view.answers is None
 
 
+def test_each_response_is_judged_by_what_its_own_reward_reports(stored):
+    """Two reward functions in one batch: the first reports an accuracy, and a reward for the form of a wrong answer."""
+    rows = [
+        row([5, 2], rewards=[0.0, 0.2], extra_fields={"reward_extra_info": {"acc": 0.0}}),
+        row([5, 2], rewards=[0.0, 0.2]),
+    ]
+    batch, _ = stored(rows)
+    view = batches.step_batch(batches.read(batch, mixing=True), current_version=5, recomputed=True)
+    assert view.solved.tolist() == [False, True]
+
+
 def test_only_the_last_output_of_a_session_counts():
     keys = ["u_0_0", "u_0_1", "u_1_0", "v_0_10", "v_0_9"]
     assert batches.counted_rows(SimpleNamespace(keys=keys)).tolist() == [False, True, True, True, False]
