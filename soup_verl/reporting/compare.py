@@ -159,6 +159,7 @@ REWARD = ("critic/rewards/mean",)
 STEP_SECONDS = ("timing_s/step", "perf/time_per_step")
 DECODE_TOKENS = "soup/decode_tokens_total"
 VALIDATION = re.compile(r"val-core/(?P<data>.+)/(?P<what>[^/]+)/mean@\d+")
+VALIDATION_PASS = re.compile(r"val-soup/(?P<data>.+)/pass@(?P<k>\d+)")
 
 
 def validation_of(run: Run) -> dict[str, Mapping[int, float]]:

@@ -7,13 +7,24 @@ missed.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from soup_verl.reporting import compare
 from soup_verl.reporting.compare import Group, Series
-from soup_verl.reporting.drawing import DASHES, axes, color, line_and_band, padded, rounded, spans_decades, with_gaps
+from soup_verl.reporting.drawing import (
+    COLORS,
+    DASHES,
+    axes,
+    color,
+    line_and_band,
+    padded,
+    rounded,
+    spans_decades,
+    with_gaps,
+)
 from soup_verl.reporting.runs import AtK, Evaluation, Interval, Run
 from soup_verl.reporting.stages import STAGES, stage_seconds
 
@@ -87,6 +98,7 @@ def all_figures(groups: Sequence[Group], evaluated: Sequence[Evaluated]) -> list
     return [
         _lines("reward", "Reward in training", REWARD_CAPTION, groups, REWARD),
         _validation(groups),
+        _validation_pass_at_k(groups),
         _lines("kinds", "Reward of mixed against on-policy responses", KINDS_CAPTION, groups, KINDS, shared=True),
         _lines(
             "entropy", "Entropy by segment", ENTROPY_CAPTION, groups, by_segment("entropy_mean", "nats a token"), True
@@ -137,9 +149,10 @@ LENGTH = [
 ]
 
 REWARD_CAPTION = "Mean over all responses of a step. Look at the slope, and at where it flattens."
-VALIDATION_CAPTION = (
-    "Mean score of the validation responses; best of n: the best of each prompt's n. A mean that rises while the best "
-    "of n falls is diversity lost."
+VALIDATION_CAPTION = "Mean score of the validation responses."
+VALIDATION_PASS_CAPTION = (
+    "Chance that one of k responses to a validation prompt is right, estimated without bias from all that it "
+    "has. pass@1 rising while the largest k falls is diversity lost: the lines of one colour close up from above."
 )
 KINDS_CAPTION = (
     "Mixed responses start with a historical prefix. Well below on-policy ones: the prefixes are too old or too long. "
@@ -230,19 +243,48 @@ def _floors(line: Line, data: Sequence[tuple[Group, Series]]) -> list[tuple[Grou
     return [(group, one) for group, one in found if one.steps and max(one.high) > lowest / 100]
 
 
+def _metric_names(groups: Sequence[Group]) -> list[str]:
+    return sorted({key for group in groups for run in group.runs for key in run.metrics})
+
+
 def _validation(groups: Sequence[Group]) -> Figure:
-    """Panels for each data set, whose metrics' names hold the number of responses a prompt."""
-    keys = sorted({key for group in groups for run in group.runs for key in run.metrics})
-    means, bests = [], []
-    for data in sorted({data for group in groups for run in group.runs for data in compare.validation_of(run)}):
-        own = [key for key in keys if key.startswith(f"val-core/{data}/")]
-        means.append(Line(data, [k for k in own if compare.VALIDATION.fullmatch(k)], "mean score"))
-        best = [key for key in own if "/best@" in key and key.endswith("/mean")]
-        for n in sorted({key.split("/best@")[1].removesuffix("/mean") for key in best}, key=int):
-            of_n = [key for key in best if f"/best@{n}/" in key]
-            bests.append(Line(f"{data}, best of {n}", of_n, "mean best score"))
-    lines = [*means, *bests] or [Line("", ("val-core/*/mean@n",), "")]
+    """A panel for each data set; the metrics' names hold the number of responses a prompt."""
+    keys: dict[str, list[str]] = {}
+    for key in _metric_names(groups):
+        if match := compare.VALIDATION.fullmatch(key):
+            keys.setdefault(match["data"], []).append(key)
+    lines = [Line(data, own, "mean score") for data, own in keys.items()] or [Line("", ("val-core/*/mean@n",), "")]
     return _lines("validation", "Validation", VALIDATION_CAPTION, groups, lines, shared=True)
+
+
+def _validation_pass_at_k(groups: Sequence[Group]) -> Figure:
+    """A panel for each data set, in it a line for each group and k: the colour says whose it is, the dash the k."""
+    keys: dict[str, dict[int, str]] = {}
+    for key in _metric_names(groups):
+        if match := compare.VALIDATION_PASS.fullmatch(key):
+            keys.setdefault(match["data"], {})[int(match["k"])] = key
+    ks = _spread(sorted({k for own in keys.values() for k in own}), len(DASHES))
+    panels = []
+    for data, own in keys.items():
+        traces: list[dict[str, Any]] = []
+        for group, (style, k) in itertools.product(groups, enumerate(ks)):
+            one = compare.series(run.metrics.get(own.get(k, ""), {}) for run in group.runs)
+            if one.steps:
+                traces += line_and_band(f"{group.name}, pass@{k}", group.number, with_gaps(one), style=style)
+        traces.sort(key=lambda trace: "name" in trace)  # so many bands would hide the lines
+        layout = axes(STEP, "pass@k", steps_of(groups))
+        panels.append(Panel(data, f"val-soup/{data}/pass@k", {"data": traces, "layout": layout}))
+    missing = [] if panels else ["val-soup/*/pass@k"]
+    legend = [(f"pass@{k}", COLORS[-1], dash) for k, dash in zip(ks, DASHES, strict=False)]
+    title = "pass@k in validation"
+    return Figure("validation_pass_at_k", title, VALIDATION_PASS_CAPTION, panels, missing, legend)
+
+
+def _spread(values: Sequence[int], most: int) -> Sequence[int]:
+    """All values, or `most` of them, spread evenly, the first and the last among them."""
+    if len(values) <= most:
+        return values
+    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
 
 
 def _time_by_stage(groups: Sequence[Group]) -> Figure:

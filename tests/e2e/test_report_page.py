@@ -56,6 +56,7 @@ def runs(tmp_path_factory):
     """Three seeds of one run and another one, with every metric and hostile text wherever text can be."""
     folder = tmp_path_factory.mktemp("runs")
     names = ["critic/rewards/mean", f"val-core/{HOSTILE}/acc/mean@2", "timing_s/step", "timing_s/gen", "actor/ppo_kl"]
+    names += [f"val-soup/{HOSTILE}/pass@{k}" for k in (1, 2, 4)]
     names += [f"soup/{s}_{n}" for s in ("prefix", "onpolicy") for n in ("entropy_mean", "ratio_mean", "ratio_max")]
     names += ["soup/prefix_kl_k3", "soup/policy_age_mean", "soup/prefix_length_mean", "soup/decode_tokens_total"]
     at_k = {f"pass@{2**i}": {"mean": 0.2 + i / 10, "low": 0.1 + i / 10, "high": 0.3 + i / 10} for i in range(6)}

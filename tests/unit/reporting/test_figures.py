@@ -11,7 +11,8 @@ from tests.unit.reporting.folders import results_of
 METRICS = {
     "critic/rewards/mean": [0.1, 0.2],
     "val-core/sums/acc/mean@2": [0.5],
-    "val-core/sums/acc/best@2/mean": [0.75],
+    "val-soup/sums/pass@1": [0.5],
+    "val-soup/sums/pass@2": [0.75],
     "soup/mixed_reward_mean": [0.25],
     "soup/onpolicy_reward_mean": [0.5],
     "soup/prefix_kl_k3": [1e-6, 1e-2],
@@ -77,6 +78,7 @@ def test_what_is_not_logged_is_left_out_and_named():
     assert [p.title for p in found["entropy"].panels] == ["prefix"]
     assert found["entropy"].missing == ["soup/continuation_entropy_mean", "soup/onpolicy_entropy_mean"]
     assert found["reward"].missing == [] and found["validation"].missing == ["val-core/*/mean@n"]
+    assert found["validation_pass_at_k"].missing == ["val-soup/*/pass@k"]
     assert found["time"].missing == ["timing_s/step or perf/time_per_step", "timing_s/gen"]
     assert found["pass_at_k"].missing == ["pass_at_k of an evaluation's results.json"]
 
@@ -158,6 +160,38 @@ def test_validation_has_panels_by_data_set_whatever_the_number_of_responses():
     groups = [group({"val-core/a/x/acc/mean@2": [0.5]}), group({"val-core/a/x/acc/mean@8": [0.25]}, number=1)]
     (panel,) = drawn(groups)["validation"].panels
     assert panel.title == "a/x" and [trace["y"] for trace in lines(panel)] == [[0.5], [0.25]]
+
+
+def passes(*ks, data="a/b", value=0.5):
+    return {f"val-soup/{data}/pass@{k}": [value, value + k / 100] for k in ks}
+
+
+def test_pass_at_k_of_a_data_set_has_a_line_for_each_run_and_k():
+    """Two seeds of one run with 4 responses a prompt, another with 2; verl's best@n, which reads low, is not drawn."""
+    several = group(passes(1, 2, 4), passes(1, 2, 4, value=0.25), name="x")
+    single = group(passes(1, 2) | {"val-core/a/b/acc/best@2/mean": [0.125]}, number=1, name="y")
+    found = drawn([several, single])["validation_pass_at_k"]
+    (panel,) = found.panels
+    assert panel.title == "a/b" and found.missing == []
+    assert [(t["name"], t["line"]["color"], t["line"]["dash"]) for t in lines(panel)] == [
+        ("x, pass@1", drawing.COLORS[0], "solid"),
+        ("x, pass@2", drawing.COLORS[0], "dash"),
+        ("x, pass@4", drawing.COLORS[0], "dot"),
+        ("y, pass@1", drawing.COLORS[1], "solid"),
+        ("y, pass@2", drawing.COLORS[1], "dash"),
+    ]
+    assert lines(panel)[2]["y"] == [0.375, 0.415] and lines(panel)[2]["customdata"][1] == [0.29, 0.54, 2]
+    assert [(label, dash) for label, _, dash in found.legend] == [
+        ("pass@1", "solid"),
+        ("pass@2", "dash"),
+        ("pass@4", "dot"),
+    ]
+
+
+def test_of_many_k_as_many_are_drawn_as_there_are_dashes():
+    found = drawn([group(passes(1, 2, 4, 8, 16))])["validation_pass_at_k"]
+    assert [label for label, _, _ in found.legend] == ["pass@1", "pass@2", "pass@8", "pass@16"]
+    assert [trace["name"] for trace in lines(found.panels[0])] == [f"g, {label}" for label, _, _ in found.legend]
 
 
 def test_tokens_so_far_are_a_running_sum():
