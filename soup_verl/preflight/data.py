@@ -10,7 +10,7 @@ from typing import Any
 
 from soup_verl.config import ConfigError
 from soup_verl.preflight.report import NO, Finding, judged, refused
-from soup_verl.preflight.run_settings import RunSettings
+from soup_verl.preflight.run_settings import ROLLOUT, RunSettings
 from soup_verl.prompt_builder import prompt_builder
 
 TOPIC = "data"
@@ -18,6 +18,8 @@ SAMPLED_ROWS = {"train": 1000, "val": 250}
 """Rows of which the prompts are tokenized, spread evenly over the files."""
 SHOWN_ROWS = 2
 SHOWN_CHARACTERS = 1500
+VALIDATION_SHARE = 0.1
+"""Of the training's responses, how many those of all validations may be."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ def look_at_data(run: RunSettings, tokenizer: Any, model_type: str | None = None
             batches = _batches(run, found.rows, dropped)
             steps = steps_of_run(run, batches)
             findings += _step_findings(run, found, dropped, batches, steps)
+        else:
+            findings += validation_findings(run, _kept(run, split, found.rows, dropped), steps)
     shown = [t if len(t) <= SHOWN_CHARACTERS else f"{t[:SHOWN_CHARACTERS]} ..." for t in prompts]
     return Data(findings, shown, steps)
 
@@ -191,13 +195,13 @@ def _is_text_message(message: Any) -> bool:
     return isinstance(message, Mapping) and all(isinstance(message.get(k), str) for k in ("role", "content"))
 
 
-def _kept(run: RunSettings, rows: int, dropped: float) -> int:
-    limit = run.get("data.train_max_samples", -1)
+def _kept(run: RunSettings, split: str, rows: int, dropped: float) -> int:
+    limit = run.get(f"data.{split}_max_samples", -1)
     return round((min(rows, limit) if limit > 0 else rows) * (1 - dropped))
 
 
 def _batches(run: RunSettings, rows: int, dropped: float) -> int:
-    return _kept(run, rows, dropped) // run.prompts
+    return _kept(run, "train", rows, dropped) // run.prompts
 
 
 def steps_of_run(run: RunSettings, batches: int) -> int:
@@ -208,7 +212,7 @@ def steps_of_run(run: RunSettings, batches: int) -> int:
 
 def _step_findings(run: RunSettings, found: Split, dropped: float, batches: int, steps: int) -> Iterator[Finding]:
     """Batches an epoch, steps of the run, and whether history has time to be used."""
-    kept = _kept(run, found.rows, dropped)
+    kept = _kept(run, "train", found.rows, dropped)
     if batches == 0 and len(found.prompts) == found.rows:  # otherwise `dropped` is an estimate
         expected = f"at most the {kept} training prompts that there are"
         yield refused(TOPIC, "batches", "data.train_batch_size", run.prompts, expected)
@@ -224,3 +228,33 @@ def _step_findings(run: RunSettings, found: Split, dropped: float, batches: int,
     if run.uses_replay:
         need = f"more steps than one epoch of {batches}: replay starts at a prompt's second visit"
         yield judged(TOPIC, name, steps > batches, need=need, have=max(0, steps - batches))
+
+
+def validation_findings(run: RunSettings, prompts: int, steps: int) -> Iterator[Finding]:
+    """Responses of all validations against those of training, which have the same token budget.
+
+    Where responses are as long in both, their quotient is an upper bound of validation's time over training's: a
+    validation only samples and grades, while a training step goes on to compute log-probs and to update.
+
+    Args:
+        run: the settings.
+        prompts: of a validation.
+        steps: of the run; verl validates before the first (`trainer.val_before_train`), at every multiple of
+            `trainer.test_freq` and at the last.
+    """
+    every, n = run.get("trainer.test_freq", -1), run.get(f"{ROLLOUT}.val_kwargs.n", 1)
+    times = int(run.get("trainer.val_before_train", True)) + (-(-steps // every) if every > 0 else 0)
+    trained, validated = steps * run.prompts * run.n, times * prompts * n
+    if run.get("trainer.val_only", False) or not (trained and validated):
+        return
+    good = validated <= VALIDATION_SHARE * trained
+    yield judged(
+        TOPIC,
+        "validation",
+        good,
+        need=f"at most {VALIDATION_SHARE:.0%} of training's {steps} x {run.prompts} x {run.n} = {trained} responses",
+        have=f"{times} validation{'s' * (times > 1)} x {prompts} prompts x {n} = {validated} responses, "
+        f"{validated / trained:.1%}",
+        how="bounds validation's time over training's if responses are as long: training updates besides"
+        + ("" if good else f"; raise trainer.test_freq={every} or lower {ROLLOUT}.val_kwargs.n={n}"),
+    )

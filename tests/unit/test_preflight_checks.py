@@ -10,6 +10,7 @@ from packaging.requirements import Requirement
 from soup_verl.config import ConfigError
 from soup_verl.context_window import write_copy
 from soup_verl.preflight import Hardware, look_at_data, look_at_model, provenance
+from soup_verl.preflight.data import validation_findings
 from soup_verl.preflight.hardware import _left_in_containers
 from soup_verl.preflight.layout import batch_findings, gpu_findings, token_findings
 from soup_verl.preflight.report import Finding, Report, fits, judged, refused
@@ -26,6 +27,7 @@ SHAPE = ModelShape(
 BASE = {
     "trainer.n_gpus_per_node": 8,
     "trainer.total_epochs": 2,
+    "trainer.val_before_train": False,
     "data.train_batch_size": 16,
     "data.max_prompt_length": 40,
     f"{ROLLOUT}.prompt_length": 40,
@@ -289,6 +291,49 @@ def test_steps_end_where_the_run_says_or_the_data_do(tmp_path, tokenizer):
 def test_history_that_comes_too_late_to_be_used_is_a_warning(tmp_path, tokenizer, soup, verdict):
     path = files.write_rows(tmp_path / "d.parquet", [files.row()] * 32)  # 4 steps in 2 epochs
     assert look_at_rows(path, tokenizer, soup)[1]["steps with history"].verdict == verdict
+
+
+VALIDATION = {"trainer.test_freq": 3, "trainer.val_before_train": True, f"{ROLLOUT}.val_kwargs.n": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "validations"),
+    [
+        ({}, 3),  # before training, at step 3 and at the last
+        ({"trainer.test_freq": 2}, 3),  # the last is a multiple
+        ({"trainer.test_freq": 9}, 2),
+        ({"trainer.test_freq": -1}, 1),
+        ({"trainer.val_before_train": False}, 2),
+    ],
+)
+def test_validations_are_counted_as_verl_makes_them(changes, validations):
+    """4 steps of 16 prompts with 4 responses each; 10 validation prompts with 2."""
+    (found,) = validation_findings(run_with(VALIDATION | changes), prompts=10, steps=4)
+    share = {3: "23.4%", 2: "15.6%", 1: "7.8%"}[validations]
+    counted = f"{validations} validation{'s' * (validations > 1)} x 10 prompts x 2 = {validations * 20} responses"
+    assert found.have == f"{counted}, {share}"
+    assert found.need == "at most 10% of training's 4 x 16 x 4 = 256 responses"
+    assert (found.verdict, "raise trainer.test_freq=" in found.how) == (
+        ("ok", False) if validations == 1 else ("warning", True)
+    )
+
+
+@pytest.mark.parametrize(
+    "changes", [{"trainer.test_freq": -1, "trainer.val_before_train": False}, {"trainer.val_only": True}]
+)
+def test_a_run_without_validation_or_without_training_has_no_share(changes):
+    assert not list(validation_findings(run_with(VALIDATION | changes), prompts=10, steps=4))
+
+
+def test_the_prompts_of_a_validation_are_those_verl_keeps(tmp_path, tokenizer):
+    """32 rows, of which 2 are too long for the prompt budget."""
+    path = files.write_rows(tmp_path / "d.parquet", [files.row("9" * 60)] * 2 + [files.row()] * 30)
+    changes = VALIDATION | {"trainer.test_freq": -1, "data.filter_overlong_prompts": True}
+    found = look_at_rows(path, tokenizer, changes)[1]["validation"]
+    assert found.have.startswith("1 validation x 30 prompts x 2 = 60 responses")
+    fewer = changes | {"data.val_max_samples": 8, "data.filter_overlong_prompts": False}
+    found = look_at_rows(path, tokenizer, fewer)[1]["validation"]
+    assert found.have.startswith("1 validation x 8 prompts x 2 = 16 responses")
 
 
 def test_remote_files_are_not_looked_at(tokenizer):
