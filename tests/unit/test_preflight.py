@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 
 from soup_verl import run
 from soup_verl.preflight import Data, Model, look_at_data, look_at_model, report, settings_of
+from soup_verl.preflight.data import validation_findings
 from soup_verl.preflight.memory import checkpoints, history, memory_findings, offloaded, rolling_out, training
 from tests.unit import preflight_files as files
 from tests.unit import tokenizer_families as families
@@ -70,6 +71,22 @@ def test_a_configured_example_is_what_hydra_composes():
 def test_a_run_script_passes_on_eight_gpus(script, looked_at):
     paths, model = looked_at["1.5b" if "1.5b" in script else "7b"]
     check_passes(configure(*files.script_settings(script), **paths), model)
+
+
+# Problems of the benchmarks that the scripts validate on.
+BENCHMARKS = {"math-500": 500, "amc23": 40, "aime24": 30, "aime25": 30, "minerva": 272, "olympiadbench": 674}
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("script", files.scripts())
+def test_a_run_script_spends_at_most_a_tenth_on_validation(script):
+    settings = files.script_settings(script)
+    (val_files,) = (line for line in settings if line.startswith("data.val_files="))
+    assert all(val_files.count(f"/{name}.parquet") == 1 for name in BENCHMARKS), val_files
+    assert val_files.count(".parquet") == len(BENCHMARKS)
+    run = settings_of(configure(*settings))
+    (found,) = validation_findings(run, sum(BENCHMARKS.values()), run.get("trainer.total_training_steps"))
+    assert found.verdict == "ok", found
 
 
 @pytest.mark.e2e
