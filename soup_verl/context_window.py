@@ -59,7 +59,7 @@ def stopping_config(model: Path) -> dict[str, Any]:
     """The model's generation_config.json, with `eos_token_id` for every token that ends a response or a turn.
 
     Raises:
-        ValueError: the tokenizer cannot be read, or has no end of sequence.
+        ValueError: the tokenizer cannot be read, has no end of sequence, or a chat template that takes no answer.
     """
     from transformers import AutoTokenizer
 
@@ -67,9 +67,11 @@ def stopping_config(model: Path) -> dict[str, Any]:
         tokenizer = AutoTokenizer.from_pretrained(str(model))
     except (OSError, ValueError) as error:
         raise ValueError(f"{model}: not a readable tokenizer ({str(error).strip().splitlines()[0]})") from None
-    ends = set(stop_token_ids(str(model), tokenizer))
-    if tokenizer.chat_template and (end := end_of_turn(tokenizer)) is not None:
-        ends.add(end)
+    try:
+        end = end_of_turn(tokenizer) if tokenizer.chat_template else None
+    except Exception as error:  # a template may refuse anything
+        raise ValueError(f"{model}: a chat template that takes no question and answer ({error})") from None
+    ends = {*stop_token_ids(str(model), tokenizer), *([] if end is None else [end])}
     if not ends:
         raise ValueError(f"{model}: neither the model nor its tokenizer names a token that ends a response")
     file = model / GENERATION_CONFIG

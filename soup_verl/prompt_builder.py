@@ -41,9 +41,8 @@ def prompt_builder(tokenizer: Any, *, model_type: str | None, template_args: Map
 
 def end_of_turn(tokenizer: Any) -> int | None:
     """The special token that ends an assistant's turn in the chat template; None if none does."""
-    answer = "An answer."
-    text = _rendered(tokenizer, [_QUESTION, {"role": "assistant", "content": answer}])
-    after = tokenizer(text.rpartition(answer)[2], add_special_tokens=False)["input_ids"]
+    text = _rendered(tokenizer, [_QUESTION, _ANSWER])
+    after = tokenizer(text.rpartition(_ANSWER["content"])[2], add_special_tokens=False)["input_ids"]
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     return next((i for i in after if i in special), None)
 
@@ -53,7 +52,16 @@ def opening_of_answer(tokenizer: Any) -> str:
     return _rendered(tokenizer, [_QUESTION], add_generation_prompt=True).removeprefix(_rendered(tokenizer, [_QUESTION]))
 
 
+def lacks_opening(tokenizer: Any) -> bool:
+    """Whether the model has to write itself what opens an answer in the chat template, as no generation prompt does.
+    A question that ends with the opening, such as Mistral's `[/INST]`, lacks nothing."""
+    question, both = _rendered(tokenizer, [_QUESTION]), _rendered(tokenizer, [_QUESTION, _ANSWER])
+    between = both.removeprefix(question).partition(_ANSWER["content"])[0]
+    return not opening_of_answer(tokenizer) and bool(between.strip())
+
+
 _QUESTION = {"role": "user", "content": "A question?"}
+_ANSWER = {"role": "assistant", "content": "An answer."}
 
 
 def _rendered(tokenizer: Any, turns: list[dict[str, str]], **arguments: bool) -> str:

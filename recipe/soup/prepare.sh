@@ -23,7 +23,7 @@ prepare_training() {
     --tokenizer "$3" --max-prompt-tokens "$PROMPT_TOKENS" --benchmarks-from "$DATA_DIR/benchmarks"
 }
 
-# extend_context MODEL OUT OPTIONS...: a copy of the model's configuration with another context window.
+# extend_context MODEL OUT OPTIONS...: a copy of the model with every stop token and another context window.
 extend_context() {
   local model=$1 out=$2
   shift 2

@@ -9,7 +9,7 @@ from typing import Any
 
 from soup_verl.preflight.report import Finding, judged, refused
 from soup_verl.preflight.run_settings import MODEL, RunSettings
-from soup_verl.prompt_builder import end_of_turn, fitting_model_type, opening_of_answer, stop_token_ids
+from soup_verl.prompt_builder import end_of_turn, fitting_model_type, lacks_opening, opening_of_answer, stop_token_ids
 from soup_verl.sizing import ModelShape
 
 TOPIC = "model"
@@ -173,11 +173,11 @@ def _named(tokenizer: Any, ids: Iterable[int]) -> str:
 def _template_findings(tokenizer: Any, stop_ids: frozenset[int]) -> list[Finding]:
     """What opens an answer in the template, and what ends it: a token that should stop the engine."""
     try:
-        opening, end = opening_of_answer(tokenizer), end_of_turn(tokenizer)
+        opening, lacking, end = opening_of_answer(tokenizer), lacks_opening(tokenizer), end_of_turn(tokenizer)
     except Exception as error:  # a template may refuse anything
         need = "one that renders a question and an answer"
         return [judged(TOPIC, "chat template", False, need=need, have=str(error)[:200])]
-    how = "" if opening else "it ignores add_generation_prompt: see below how the first prompts end"
+    how = "" if not lacking else "it ignores add_generation_prompt: see below how the first prompts end"
     return [
         judged(TOPIC, "generation prompt", not how, need="what opens an answer", have=repr(opening), how=how),
         _end_of_turn_finding(tokenizer, end, stop_ids),

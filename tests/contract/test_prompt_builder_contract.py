@@ -1,9 +1,14 @@
 """verl's prompt builders with tokenizers of several families: which serves, what it renders, where a response ends."""
 
+import asyncio
+
 import pytest
+from omegaconf import open_dict
 from verl.utils.model import get_generation_config
+from verl.utils.tokenizer import continuous_token_wiring as wiring
 from verl.utils.tokenizer import hf_tokenizer
 
+from soup_verl import rollout
 from soup_verl.evaluation.problems import Problem
 from soup_verl.evaluation.problems import prompt_ids as evaluation_prompt
 from soup_verl.prompt_builder import end_of_turn, fitting_model_type, prompt_builder, stop_token_ids, with_eos
@@ -59,6 +64,87 @@ def test_arguments_of_the_template_reach_it(tmp_path):
     tokenizer = hf_tokenizer(str(families.write_qwen3_like(tmp_path / "m")))
     builder = prompt_builder(tokenizer, model_type="qwen3", template_args={"enable_thinking": False})
     assert tokenizer.decode(builder.build_initial_tokens(QUESTION)).endswith("assistant\n<think>\n\n</think>\n\n")
+
+
+TEXT_TYPES = [
+    model_type
+    for model_type, family in wiring._MODEL_TYPE_TO_FAMILY.items()
+    if not wiring.get_continuous_token_builder_class(family).supports_multimodal()
+]
+
+
+@pytest.mark.parametrize("model_type", TEXT_TYPES)
+def test_with_a_tokenizer_of_another_family_every_model_type_has_a_builder_that_renders_the_template(
+    model_type, tmp_path
+):
+    tokenizer = hf_tokenizer(str(families.write_llama_like(tmp_path / "m")))
+    builder = prompt_builder(tokenizer, model_type=fitting_model_type(model_type, tokenizer))
+    assert tokenizer.decode(builder.build_initial_tokens(QUESTION)) == WRITERS["llama"][3]
+
+
+# ---- real agent loops ----
+
+
+class Asked(Exception):
+    pass
+
+
+class Client:
+    """An LLM client that ends a session with what it was asked."""
+
+    async def generate(self, request_id, *, prompt_ids, **_):
+        raise Asked(prompt_ids)
+
+
+@pytest.fixture
+def make_worker(monkeypatch):
+    """A worker that is no Ray actor; its sessions end before anything would be stored."""
+    monkeypatch.setattr(rollout.tq, "init", lambda: None)
+
+    def make(folder, **template_args):
+        config = files.configure(platform="cpu", actor_rollout_ref__model__path=folder)
+        with open_dict(config):
+            config.data.apply_chat_template_kwargs = template_args
+        return rollout.SoupAgentLoopWorker(config, Client())
+
+    return make
+
+
+def asked_with(worker, agent_name):
+    """The ids that a session of an agent loop asks the engine with."""
+    trajectory = {"step": 1, "sample_index": 0, "rollout_n": 0, "validate": False}
+    fields = {"raw_prompt": QUESTION, "session_id": 0, "index": 0, "global_steps": 1}
+    with pytest.raises(Asked) as asked:
+        asyncio.run(worker._run_agent_loop({}, trajectory, agent_name=agent_name, **fields))
+    return asked.value.args[0]
+
+
+@pytest.mark.parametrize("family", WRITERS)
+def test_every_session_and_prefix_asks_the_engine_with_the_templates_ids(family, make_worker, tmp_path):
+    folder = WRITERS[family][1](tmp_path / "m")
+    worker, tokenizer = make_worker(folder), hf_tokenizer(str(folder))
+    ids = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, tokenize=True, return_dict=False)
+    assert asked_with(worker, "soup_agent") == asked_with(worker, "single_turn_agent") == ids
+    assert asyncio.run(worker.prompt_ids([QUESTION])) == [ids]
+    assert worker._prefix_sampler().eos_token_ids == stop_token_ids(str(folder), tokenizer)
+
+
+def test_sessions_and_prefixes_render_with_the_arguments_of_the_template(make_worker, tmp_path):
+    folder = families.write_qwen3_like(tmp_path / "m")
+    worker = make_worker(folder, enable_thinking=False)
+    ids = asked_with(worker, "soup_agent")
+    assert asyncio.run(worker.prompt_ids([QUESTION])) == [ids]
+    assert hf_tokenizer(str(folder)).decode(ids).endswith("assistant\n<think>\n\n</think>\n\n")
+
+
+@pytest.mark.skipif(not files.R1_TOKENIZER.is_dir(), reason=f"{files.R1_TOKENIZER} is not there")
+def test_a_session_asks_with_these_ids_of_r1_distills_vocabulary(make_worker):
+    # BOS once; <｜User｜>; "2", "+", "2", "=", "é"; <｜Assistant｜>; <think>; a new line
+    known = [151646, 151644, 17, 10, 17, 28, 963, 151645, 151648, 198]
+    assert asked_with(make_worker(files.R1_TOKENIZER), "soup_agent") == known
+
+
+# ---- where a response ends ----
 
 
 @pytest.mark.parametrize(

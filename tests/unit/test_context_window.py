@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from soup_verl.context_window import extended_config, write_copy
 from soup_verl.prompt_builder import stop_token_ids
-from tests.unit.preflight_files import QWEN_7B, QWEN_TOKENIZER, byte_tokenizer, write_model
+from tests.unit.preflight_files import QWEN_7B, QWEN_TOKENIZER, SMALL, byte_tokenizer, write_model
 from tests.unit.tokenizer_families import write_llama_like, write_qwen_math_like, write_r1_like
 
 QWEN = {"model_type": "qwen2", "max_position_embeddings": 4096, "rope_theta": 10000, "hidden_size": 8}
@@ -121,3 +121,10 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
     assert done.returncode == 1 and not (tmp_path / "o").exists()
     assert done.stderr.startswith(f"context_window: {tmp_path}/empty/config.json: not a readable model configuration")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_template_that_takes_no_answer_is_refused_in_one_line(tmp_path):
+    template = "{{ raise_exception('tools first') }}"
+    model = write_model(tmp_path / "model", SMALL, tokenizer=byte_tokenizer(template=template))
+    with pytest.raises(ValueError, match=r"model: a chat template that takes no question and answer \(tools first\)"):
+        write_copy(model, tmp_path / "copy")

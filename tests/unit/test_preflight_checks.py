@@ -164,6 +164,16 @@ def test_a_template_without_a_generation_prompt_is_shown_as_it_is(tmp_path):
     assert look(families.write_r1_like(tmp_path / "r1"))[1]["generation prompt"].have == "'<｜Assistant｜><think>\\n'"
 
 
+def test_a_template_whose_questions_end_with_the_opening_lacks_none(tmp_path):
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ '<s>[INST] ' + m['content'] + ' [/INST]' }}"
+        "{% else %}{{ ' ' + m['content'] + '</s>' }}{% endif %}{% endfor %}"
+    )
+    folder = files.write_model(tmp_path / "m", files.SMALL, tokenizer=files.byte_tokenizer(template=template))
+    finding = look(folder)[1]["generation prompt"]
+    assert (finding.verdict, finding.have) == ("ok", "''")
+
+
 def test_token_ids_beyond_the_embedding_are_a_warning(tmp_path):
     folder = files.write_model(tmp_path / "m", files.SMALL | {"vocab_size": 100, "eos_token_id": 5})
     assert look(folder)[1]["vocabulary"].verdict == "warning"
