@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
 # Makes a virtual environment with this project in it; a second call with nothing changed returns at once.
 #   bash scripts/install.sh [VENV_DIR] [EXTRAS]     defaults: .venv cpu,test,examples
-# VENV_DIR is relative to the repository's root. EXTRAS are those of setup.py, with either `cpu` or `gpu` among them.
+# Paths are relative to the repository's root. EXTRAS are those of setup.py, with either `cpu` or `gpu` among them.
 # PYTHON names the interpreter, 3.11 or 3.12 (default: the first that works of python3.11, python3.12, python3).
+# For `gpu` flash-attn is compiled, which takes an hour or more and CUDA 13's nvcc:
+#   FLASH_ATTN_WHEEL       a built wheel instead, as a file or URL; `none` leaves flash-attn out (check_gpu_pins.sh)
+#   FLASH_ATTN_CUDA_ARCHS  what it is compiled for, such as "80;90" (default: the GPUs of this machine)
+#   MAX_JOBS               compilers at a time (default: as cores and memory allow)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -32,8 +36,8 @@ find_python() {
 
 # What decides the environment's content; the folder counts because the project is installed in place.
 fingerprint() {
-  local files=(setup.py pyproject.toml requirements/*.txt scripts/install.sh scripts/vllm_cpu_shim/pyproject.toml)
-  { echo "$extras" "$PWD"; cat "${files[@]}"; } | sha256sum
+  local files=(setup.py pyproject.toml requirements/*.txt scripts/install*.sh scripts/vllm_cpu_shim/pyproject.toml)
+  { echo "$extras" "$PWD" "${FLASH_ATTN_WHEEL:-}"; cat "${files[@]}"; } | sha256sum
 }
 
 make_venv() {
@@ -55,13 +59,17 @@ install_cpu_torch() {
     die "no $cpu_torch for this Python and machine, neither here nor at download.pytorch.org/whl/cpu"
 }
 
-# The pip that comes with Python takes twice as long.
-uv_install() { UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180} "$python" -m uv pip install --python "$python" "$@"; }
+# The pip that comes with Python takes twice as long for the CPU's packages, and does not come to an end on the GPU's.
+install_uv() {
+  say "uv"
+  "$python" -m pip install --quiet uv==0.13.9
+}
+uv() { "$python" -m uv "$@"; }
+uv_install() { UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180} uv pip install --python "$python" "$@"; }
 
 install_cpu() {
   install_cpu_torch
-  say "uv"
-  "$python" -m pip install --quiet uv==0.13.9
+  install_uv
   say "soup-verl[$extras]"
   # uv does not read pip's configuration and keeps a torch that satisfies it: naming that build means no other can come.
   uv_install "$cpu_torch" --editable ".[$extras]"
@@ -106,14 +114,7 @@ PY
   say "pip check misses torchaudio, torchcodec and torchvision, as it should, and nothing else"
 }
 
-install_gpu() {
-  # flash-attn compiles against the torch that is installed, so torch comes first and this one build is not isolated.
-  say "torch==2.11.0 and flash-attn==2.8.3"
-  "$python" -m pip install torch==2.11.0 "setuptools>=77.0.3" wheel packaging psutil ninja
-  "$python" -m pip install --no-build-isolation flash-attn==2.8.3
-  say "soup-verl[$extras]"
-  "$python" -m pip install --editable ".[$extras]"
-}
+source scripts/install_gpu.sh
 
 if has_extra cpu && has_extra gpu; then die "the extras cpu and gpu pin different versions; choose one"; fi
 if ! has_extra cpu && ! has_extra gpu; then die "EXTRAS must name cpu or gpu, which choose the torch: got '$extras'"; fi
@@ -122,6 +123,7 @@ if [[ -x $python && -f $stamp && $(<"$stamp") == "$wanted" ]]; then
   echo "$venv is up to date"
   exit
 fi
+if has_extra gpu; then prepare_flash_attn; fi
 make_venv
 rm -f "$stamp"
 if has_extra cpu; then install_cpu; else install_gpu; fi
