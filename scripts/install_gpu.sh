@@ -6,13 +6,18 @@ cuda_major=13
 driver_wanted=580 # the oldest driver branch that runs CUDA 13
 gigabytes_a_job=9 # flash-attn's own figure; one of its files for one architecture took 4.9
 
-# gpu_query FIELD: it of every GPU here, a line each; nothing where there is none.
-gpu_query() { nvidia-smi --query-gpu="$1" --format=csv,noheader 2>/dev/null || true; }
+# gpu_query FIELD: it of every GPU here, a line each; nothing where there is none, of which nvidia-smi complains on stdout.
+gpu_query() {
+  local answer
+  answer=$(nvidia-smi --query-gpu="$1" --format=csv,noheader 2>/dev/null) || return 0
+  echo "$answer"
+}
 
 check_driver() {
   local driver
-  driver=$(gpu_query driver_version | head -n 1)
-  if [[ ! $driver =~ ^[0-9]+\. ]]; then
+  driver=$(gpu_query driver_version)
+  driver=${driver%%$'\n'*}
+  if [[ -z $driver ]]; then
     say "no GPU driver to be seen here; the machine that runs this needs $driver_wanted or newer"
   elif ((${driver%%.*} < driver_wanted)); then
     die "NVIDIA driver $driver is too old for CUDA $cuda_major: install driver $driver_wanted or newer"
@@ -79,6 +84,23 @@ prepare_flash_attn() {
   esac
 }
 
+# build_flash_attn PINS: FLASH_ATTN_WHEEL becomes what is compiled here, or was compiled before for the same versions
+# and GPUs. (The caches of pip and uv know nothing of GPUs and torch, and would hand out what was built for others.)
+build_flash_attn() {
+  local pins=$1 folder
+  folder=wheels/$(grep -E '^(flash-attn|torch)==' "$pins" | paste -sd -)-$FLASH_ATTN_CUDA_ARCHS-$("$python" --version)
+  folder=${folder//[ ;]/_}
+  if ! compgen -G "$folder/*.whl" >/dev/null; then
+    # It compiles against the torch that is installed, so torch comes first and this one build is not isolated.
+    say "torch"
+    uv_install --constraints "$pins" torch setuptools wheel packaging psutil ninja
+    say "flash-attn"
+    "$python" -m pip wheel --no-cache-dir --no-build-isolation --no-deps --constraint "$pins" --wheel-dir "$folder" \
+      flash-attn
+  fi
+  FLASH_ATTN_WHEEL=$(compgen -G "$folder/*.whl")
+}
+
 # All versions are chosen once, from setup.py, and hold for every step.
 install_gpu() {
   local pins=$venv/pins.txt without=()
@@ -88,19 +110,11 @@ install_gpu() {
     echo flash-attn >"$venv/excludes.txt"
     without=(--excludes "$venv/excludes.txt")
   fi
-  # shellcheck disable=SC2086  # one word an extra
-  uv pip compile --quiet --python "$python" "${without[@]}" ${extras:+--extra ${extras//,/ --extra }} setup.py >"$pins"
-  # flash-attn compiles against the torch that is installed, so torch comes first and this one build is not isolated.
-  case $FLASH_ATTN_WHEEL in
-    none) say "leaving out flash-attn: nothing can train on a GPU here" ;;
-    ?*) say "$FLASH_ATTN_WHEEL" && uv_install --constraints "$pins" "$FLASH_ATTN_WHEEL" ;;
-    *)
-      say "torch, then flash-attn"
-      uv_install --constraints "$pins" torch setuptools wheel packaging psutil ninja
-      uv_install --constraints "$pins" --no-build-isolation flash-attn
-      ;;
-  esac
-  say "soup-verl[$extras]"
+  # shellcheck disable=SC2086 # a word an extra
+  uv pip compile --quiet --no-annotate --python "$python" "${without[@]}" --extra ${extras//,/ --extra } setup.py >"$pins"
+  [[ -n $FLASH_ATTN_WHEEL ]] || build_flash_attn "$pins"
+  say "soup-verl[$extras] and flash-attn from ${FLASH_ATTN_WHEEL}"
+  [[ $FLASH_ATTN_WHEEL == none ]] || uv_install --constraints "$pins" "$FLASH_ATTN_WHEEL"
   uv_install --constraints "$pins" "${without[@]}" --editable ".[$extras]"
   say "compiling"
   compile_packages
