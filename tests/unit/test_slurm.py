@@ -1,5 +1,5 @@
-"""recipe/soup/slurm.sh on an imagined cluster: Slurm and Ray are commands that write down their calls. Real Ray nodes are
-tests/e2e/test_slurm.py's; no real Slurm has run it."""
+"""recipe/soup/slurm.sh on an imagined cluster: Slurm and Ray are commands that write down their calls. Real Ray nodes
+are tests/e2e/test_slurm.py's; no real Slurm has run it."""
 
 import shutil
 import signal
