@@ -39,9 +39,9 @@ RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 run=
 ray_steps=()
 
-# end PID...: ask the processes to end, and after half a minute make them.
+# end PID...: ask the processes to end, and after a minute make them. (Ray takes up to 30 s.)
 end() {
-  local deadline=$((SECONDS + 30))
+  local deadline=$((SECONDS + 60))
   kill "$@" 2>/dev/null || true
   while kill -0 "$@" 2>/dev/null && ((SECONDS < deadline)); do sleep 0.2; done
   kill -KILL "$@" 2>/dev/null || true

@@ -17,20 +17,12 @@ from tests.unit.fake_commands import FakeCommands
 SCRIPT = Path(__file__).parents[2] / "recipe/soup/slurm.sh"
 # Runs the command here: the second node has an address of its own, and each node one logical GPU.
 SRUN = """
-node=()
-while [[ $1 == --* ]]; do
-  if [[ $1 == --nodelist=n2 ]]; then node=(--node-ip-address=127.0.0.2); fi
-  shift
-done
-exec "$@" "${node[@]}" --num-cpus=1 --num-gpus=1 --object-store-memory=150000000
-"""
-RUN = """
-echo 'import ray, sys, time
+import ray, sys, time
+
 ray.init(log_to_driver=False)
-nodes = sorted(node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"])
-print(f"run with {nodes} and {ray.cluster_resources()[\\"GPU\\"]:.0f} GPUs", *sys.argv[1:], flush=True)
-time.sleep(float(sys.argv[1]))' >run.py
-exec python run.py "$@"
+nodes = [node for node in ray.nodes() if node["Alive"]]
+print(f"run with {len(nodes)} nodes, {ray.cluster_resources()['GPU']:.0f} GPUs, {sys.argv[1:]}", flush=True)
+time.sleep(float(sys.argv[1]))
 """
 
 
@@ -38,7 +30,8 @@ def start(folder: Path, *arguments: str) -> tuple[subprocess.Popen, FakeCommands
     commands = FakeCommands(folder / "bin")
     commands.add("srun", SRUN)
     commands.add("scontrol", 'if [[ $1 == show ]]; then printf "n1\\nn2\\n"; fi')
-    (folder / "run.sh").write_text(RUN)
+    (folder / "run.py").write_text(RUN)
+    (folder / "run.sh").write_text('exec python run.py "$@"')
     slurm = {"JOB_ID": "42", "JOB_NUM_NODES": "2", "JOB_NODELIST": "n[1-2]", "CPUS_ON_NODE": "1", "GPUS_ON_NODE": "1"}
     environment = commands.environment(
         VENV=sys.prefix,
@@ -71,7 +64,7 @@ def folder(tmp_path):
 def test_the_run_has_both_nodes_and_nothing_is_left(folder):
     job, _ = start(folder, "0")
     assert job.wait(timeout=180) == 0, (folder / "slurm.out").read_text()
-    assert "run with ['127.0.0.1', '127.0.0.2'] and 2 GPUs 0" in (folder / "slurm.out").read_text()
+    assert "run with 2 nodes, 2 GPUs, ['0']" in (folder / "slurm.out").read_text()
     assert left(folder) == []
 
 
