@@ -17,6 +17,14 @@ from tests.unit.fake_commands import FakeCommands
 SCRIPT = Path(__file__).parents[2] / "recipe/soup/slurm.sh"
 # Runs the command here: the second node has an address of its own, and each node one logical GPU.
 SRUN = """
+node=()
+while [[ $1 == --* ]]; do
+  if [[ $1 == --nodelist=n2 ]]; then node=(--node-ip-address=127.0.0.2); fi
+  shift
+done
+exec "$@" "${node[@]}" --num-cpus=1 --num-gpus=1 --object-store-memory=150000000
+"""
+RUN = """
 import ray, sys, time
 
 ray.init(log_to_driver=False)
