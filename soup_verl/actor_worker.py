@@ -21,7 +21,7 @@ from verl.utils.metric import Metric
 from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import no_padding_2_padding, response_to_nested
 
-from soup_verl import core_algos, metrics
+from soup_verl import core_algos, kept_weights, metrics
 
 SUM_PREFIX = "soup_sum/"
 """Metrics of one micro-batch on their way to `metrics.finish_update_metrics`."""
@@ -106,6 +106,7 @@ class SoupActorWorker(DetachActorWorker):
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self) -> None:
         super().init_model()
+        self.cpu_saved_models: dict[Any, dict[str, torch.Tensor]] = {}
         if "actor" in self.role:
             self.actor.set_loss_fn(SegmentLoss(self.loss_fn))
             self._skipped_updates = 0
@@ -138,7 +139,7 @@ class SoupActorWorker(DetachActorWorker):
         actor_config = omega_conf_to_dataclass(config.actor)
         actor_config.model_config = self.loss_fn.keywords["config"].model_config
         self.loss_fn = partial(ppo_loss, config=actor_config)
-        self.cpu_saved_models: dict[Any, Any] = {}
+        self.cpu_saved_models.clear()
         engine = self.actor.engine
         engine.module = engine.optimizer = engine.lr_scheduler = engine.checkpoint_manager = None
         gc.collect()  # FSDP modules hold themselves in cycles
@@ -148,16 +149,19 @@ class SoupActorWorker(DetachActorWorker):
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save_model_to_cpu(self, n: Any) -> None:
-        """As verl's, and really a copy: verl's FSDP2 helper uses `.cpu()`, which hands back the live parameter when
-        it lies in host memory already (CPU runs, parameter offload)."""
-        super().save_model_to_cpu(n)
-        self.cpu_saved_models[n] = _map_tensors(self.cpu_saved_models[n], torch.clone)
+        """As verl's, and right for every strategy: a real copy also of shards in host memory, none still on its way."""
+        self.cpu_saved_models[n] = kept_weights.keep(self.actor.engine.module)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def restore_model_from_cpu(self, n: Any) -> None:
+        """As verl's, and the next forward pass uses these weights: verl leaves FSDP1's gathered copy as it was."""
+        kept_weights.take_back(self.actor.engine.module, self.cpu_saved_models[n])
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def write_kept_policies(self, folder: str, versions: list[int]) -> None:
         """One safetensors file a version and rank."""
         for version in versions:
-            tensors = {name: t.contiguous() for name, t in _named_tensors(self.cpu_saved_models[version]).items()}
+            tensors = {name: t.contiguous() for name, t in self.cpu_saved_models[version].items()}
             save_file(tensors, self._policy_file(folder, version))
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
@@ -174,23 +178,10 @@ class SoupActorWorker(DetachActorWorker):
             except Exception as error:
                 raise ValueError(f"{path}: not a readable snapshot ({error})") from error
             self.save_model_to_cpu(version)
-            for name, tensor in _named_tensors(self.cpu_saved_models[version]).items():
+            for name, tensor in self.cpu_saved_models[version].items():
                 if name not in stored or stored[name].shape != tensor.shape:
                     raise ValueError(f"{path}: {name} is missing or of another shape than {tuple(tensor.shape)}")
                 tensor.copy_(stored[name])
 
     def _policy_file(self, folder: str, version: int) -> Path:
         return Path(folder) / f"policy_{version}_rank_{self.rank}_of_{self.world_size}.safetensors"
-
-
-def _map_tensors(saved: Any, function: Any) -> Any:
-    """Apply to every tensor of what verl's save helpers return: {name: tensor}, or ({name: (tensor, spec)}, spec)."""
-    if isinstance(saved, tuple):
-        shards, spec = saved
-        return {name: (function(tensor), own) for name, (tensor, own) in shards.items()}, spec
-    return {name: function(tensor) for name, tensor in saved.items()}
-
-
-def _named_tensors(saved: Any) -> dict[str, torch.Tensor]:
-    shards = saved[0] if isinstance(saved, tuple) else saved
-    return {name: value[0] if isinstance(value, tuple) else value for name, value in shards.items()}

@@ -60,7 +60,7 @@ OVERRIDES = [
         "_save_checkpoint _load_checkpoint",
     ),
     (training.CpuTrainer, PPOTrainerSync, "_build_replay_buffer _init_resource_pool_mgr"),
-    (SoupActorWorker, DetachActorWorker, "init_model save_model_to_cpu"),
+    (SoupActorWorker, DetachActorWorker, "init_model save_model_to_cpu restore_model_from_cpu"),
     (training._CpuEngine, FSDPEngineWithLMHead, "_build_fsdp_module"),
     (training.CpuValueModelEngine, FSDPEngineWithValueHead, "_build_module"),
     (SoupTaskRunner, BARE_TASK_RUNNER, "run"),
@@ -384,11 +384,12 @@ def worker_of(cls, module, strategy):
     worker._strategy_handlers = None
     worker.config = OmegaConf.create({"actor": {"strategy": strategy}})
     worker.actor = SimpleNamespace(engine=SimpleNamespace(module=module))
+    worker.cpu_saved_models = {}
     return worker
 
 
 def test_verls_fsdp2_helper_still_hands_back_the_live_weights_on_a_cpu(one_rank_group):
-    """The reason for our own `save_model_to_cpu`; when this fails, it may go."""
+    """A reason for our own `save_model_to_cpu`; the others are in test_kept_weights_contract.py."""
     module = model_of("fsdp2")
     worker = worker_of(DetachActorWorker, module, "fsdp2")
     worker.save_model_to_cpu(1)

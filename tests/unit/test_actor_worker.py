@@ -6,12 +6,10 @@ from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 from verl.utils.metric import Metric
 
-from soup_verl import actor_worker
 from soup_verl.actor_worker import PREFIX_CORRECTION, SHAPED_GAMMA, SUM_PREFIX, SegmentLoss, SoupActorWorker
 from soup_verl.config import PREFIX_CORRECTIONS
 
-FSDP1 = {"w": torch.arange(4.0), "b": torch.ones(2)}
-FSDP2 = ({"w": (torch.arange(4.0), "spec"), "b": (torch.ones(2), None)}, "global spec")
+SHARDS = {"w": torch.arange(4.0), "b": torch.ones(2)}
 
 
 class Config(dict):
@@ -184,18 +182,6 @@ def test_the_sums_are_those_of_the_tensors_in_the_loss():
     assert metrics[SUM_PREFIX + "prefix_gradient"].aggregate() == pytest.approx(1.92 + 80 / 49)
 
 
-@pytest.mark.parametrize("saved", [FSDP1, FSDP2], ids=["fsdp", "fsdp2"])
-def test_every_tensor_is_mapped_and_nothing_else(saved):
-    copied = actor_worker._map_tensors(saved, torch.clone)
-    assert type(copied) is type(saved)
-    names = actor_worker._named_tensors(copied)
-    assert {n: t.tolist() for n, t in names.items()} == {"w": [0, 1, 2, 3], "b": [1, 1]}
-    originals = actor_worker._named_tensors(saved)
-    assert all(t.data_ptr() != originals[n].data_ptr() for n, t in names.items())
-    if isinstance(saved, tuple):
-        assert copied[1] == "global spec" and copied[0]["w"][1] == "spec" and copied[0]["b"][1] is None
-
-
 class OneRankWorker(SoupActorWorker):
     """The worker without verl's set-up; its live weights are `live`."""
 
@@ -205,27 +191,26 @@ class OneRankWorker(SoupActorWorker):
         self.live, self.cpu_saved_models = live, {}
 
     def save_model_to_cpu(self, n):
-        self.cpu_saved_models[n] = actor_worker._map_tensors(self.live, torch.clone)
+        self.cpu_saved_models[n] = {name: tensor.clone() for name, tensor in self.live.items()}
 
 
-@pytest.mark.parametrize("saved", [FSDP1, FSDP2], ids=["fsdp", "fsdp2"])
-def test_kept_policies_survive_on_disk(tmp_path, saved):
-    worker = OneRankWorker(saved)
-    worker.cpu_saved_models = {3: saved, 4: actor_worker._map_tensors(saved, torch.neg)}
+def test_kept_policies_survive_on_disk(tmp_path):
+    worker = OneRankWorker(SHARDS)
+    worker.cpu_saved_models = {3: SHARDS, 4: {name: -tensor for name, tensor in SHARDS.items()}}
     worker.write_kept_policies(str(tmp_path), [3, 4])
     assert {p.name for p in tmp_path.iterdir()} == {f"policy_{v}_rank_0_of_1.safetensors" for v in (3, 4)}
 
-    second = OneRankWorker(actor_worker._map_tensors(saved, torch.zeros_like))
+    second = OneRankWorker({name: torch.zeros_like(tensor) for name, tensor in SHARDS.items()})
     second.read_kept_policies(str(tmp_path), [3, 4])
     for version, sign in ((3, 1), (4, -1)):
-        tensors = actor_worker._named_tensors(second.cpu_saved_models[version])
+        tensors = second.cpu_saved_models[version]
         assert {n: t.tolist() for n, t in tensors.items()} == {"w": [0, sign, 2 * sign, 3 * sign], "b": [sign, sign]}
-    assert actor_worker._named_tensors(second.live)["w"].eq(0).all()
+    assert second.live["w"].eq(0).all()
 
 
 def test_damaged_or_foreign_snapshots_are_refused_by_their_path(tmp_path):
-    worker = OneRankWorker(FSDP1)
-    worker.cpu_saved_models = {3: FSDP1}
+    worker = OneRankWorker(SHARDS)
+    worker.cpu_saved_models = {3: SHARDS}
     path = tmp_path / "policy_3_rank_0_of_1.safetensors"
     with pytest.raises(ValueError, match=str(path)):
         worker.read_kept_policies(str(tmp_path), [3])
