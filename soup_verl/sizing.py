@@ -141,7 +141,8 @@ def kv_token(shape: ModelShape, *, element_bytes: int, tensor_parallel: int) -> 
 
 
 def snapshot_buffer(params: int, *, capacity: int, element_bytes: int, shards: int, gpus_per_node: int) -> Amount:
-    """Host memory of the kept policies on one node, and of the current one while a kept one serves."""
+    """Host memory of the kept policies on one node, and of the current one while a kept one serves: the measured peak
+    (tests/contract/test_kept_weights_contract.py)."""
     share = weights("kept policies", params, element_bytes=element_bytes, copies=capacity + 1, shards=shards)
     return share.times(gpus_per_node, "GPUs a node")
 

@@ -98,12 +98,12 @@ class SnapshotSource(PrefixSource):
         return random.Random(stable_seed("snapshot", self._seed, step)).choice(self._kept)
 
     def _keep(self, version: int) -> None:
-        self._engine.keep_policy(version)
-        if self._kept == [0] and self._warm_start:  # the initial policy has done its turn
+        if self._warm_start and self._kept == [0]:  # the initial policy has done its turn
             self._engine.drop_policy(self._kept.pop())
-        self._kept.append(version)
-        while len(self._kept) > self._settings.capacity:
+        while len(self._kept) >= self._settings.capacity:  # first: memory is for `capacity` policies
             self._engine.drop_policy(self._kept.pop(0))
+        self._engine.keep_policy(version)
+        self._kept.append(version)
 
     def metrics(self) -> dict[str, float]:
         return {"soup/kept_policies_total": float(len(self._kept))}

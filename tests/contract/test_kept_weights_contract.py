@@ -1,13 +1,21 @@
 """What torch's two FSDPs must do for kept policies: the private names that `kept_weights` uses, by what they do."""
 
 import inspect
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from soup_verl import kept_weights
+from soup_verl import kept_weights, sizing
 from soup_verl.acceptance import weights
+from soup_verl.actor_worker import SoupActorWorker
+from soup_verl.config import SnapshotConfig
+from soup_verl.history import SnapshotSource
+from soup_verl.policy_engine import TrainerPolicyEngine
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -63,3 +71,65 @@ def test_a_weight_that_was_not_kept_is_an_error():
     module = torch.nn.Linear(2, 2)
     with pytest.raises(KeyError, match="bias"):
         kept_weights.take_back(module, {"weight": module.weight.detach().clone()})
+
+
+class Memory(TorchDispatchMode):
+    """Bytes of the tensors made inside the block: the most that were alive after an operation."""
+
+    def __init__(self):
+        super().__init__()
+        self.peak, self._alive = 0, {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        given = {storage.data_ptr() for storage in storages((args, kwargs))}
+        made = [storage for storage in storages(result) if storage.data_ptr() not in given]
+        self._alive |= {storage.data_ptr(): (StorageWeakRef(storage), storage.nbytes()) for storage in made}
+        self._alive = {p: (reference, size) for p, (reference, size) in self._alive.items() if not reference.expired()}
+        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
+        return result
+
+
+def storages(values):
+    """Of plain tensors: a DTensor is a view of one."""
+    plain = (torch.Tensor, torch.nn.Parameter)
+    return [t.untyped_storage() for t in tree_leaves(values) if type(t) in plain]
+
+
+class WithoutRollout(TrainerPolicyEngine):
+    """The engine on one real worker; nothing is sampled."""
+
+    def __init__(self, worker):
+        super().__init__(SimpleNamespace(actor_rollout_wg=worker), planner=None, solved=None)
+
+    def wants_prefixes(self, step):
+        return True
+
+    def rollout_awake(self, version):
+        return nullcontext()
+
+    def sample_prefixes(self, step, **how):
+        return SimpleNamespace(result=list)
+
+    def rescored(self, step, groups):
+        return groups
+
+
+@pytest.mark.parametrize("strategy", weights.STRATEGIES)
+def test_kept_policies_take_the_memory_that_sizing_says(strategy):
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        actor = weights.Actor(weights.Sharding(strategy, "fp32", True, "none"), torch.device("cpu"))
+        params = sum(t.numel() for t in actor.exported().values())
+        worker = SoupActorWorker.__new__(SoupActorWorker)
+        worker.actor, worker.cpu_saved_models = SimpleNamespace(engine=SimpleNamespace(module=actor.module)), {}
+        source = SnapshotSource(
+            WithoutRollout(worker), SnapshotConfig(every=1, capacity=3, choice="uniform"), seed=0, last_step=99
+        )
+        with Memory() as memory:
+            for step in range(1, 8):
+                source.after_update(step)
+    finally:
+        torch.distributed.destroy_process_group()
+    told = sizing.snapshot_buffer(params, capacity=3, element_bytes=4, shards=1, gpus_per_node=1)
+    assert memory.peak == told.bytes and len(worker.cpu_saved_models) == 3

@@ -22,6 +22,7 @@ class FakeEngine:
         self.held = None
         self.actor = 0
         self.kept = {}
+        self.most_kept = 0
         self.unwanted = set()
 
     # ---- the plan ----
@@ -77,6 +78,7 @@ class FakeEngine:
         assert self.actor == version, "only the actor's present weights can be kept"
         self.calls.append(("keep", version))
         self.kept[version] = version
+        self.most_kept = max(self.most_kept, len(self.kept))
 
     def drop_policy(self, version):
         self.calls.append(("drop", version))

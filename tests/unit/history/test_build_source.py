@@ -40,12 +40,12 @@ def test_snapshot_settings_arrive(engine, fake_run):
         ("keep", 0),
         ("sample", 2, 0),
         ("sample", 3, 0),
-        ("keep", 2),
         ("drop", 0),
+        ("keep", 2),
         ("sample", 4, 2),
         ("sample", 5, 2),
-        ("keep", 4),
         ("drop", 2),
+        ("keep", 4),
     ]
 
 

@@ -92,6 +92,7 @@ def test_the_buffer_holds_the_last_policies_and_the_oldest_goes_first(fake_run, 
     fake_run.steps(source, engine, 1, 10)
     kept = list(range(every, 11, every))
     assert list(engine.kept) == kept[-capacity:]
+    assert engine.most_kept == min(capacity, len(kept)), "one is dropped before the next is kept"
     assert [v for name, *v in engine.calls if name == "drop"] == [[v] for v in kept[:-capacity]]
     assert source.metrics() == {"soup/kept_policies_total": len(engine.kept)}
 
@@ -129,8 +130,8 @@ def test_a_warm_start_uses_the_initial_policy_until_the_first_is_kept(engine, fa
     assert versions(handed) == {2: 0, 3: 0, 4: 0, 5: 3, 6: 3}
     assert [call for call in engine.calls if call[0] in ("keep", "drop")] == [
         ("keep", 0),
-        ("keep", 3),
         ("drop", 0),
+        ("keep", 3),
         ("keep", 6),
     ]
 
