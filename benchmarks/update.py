@@ -33,14 +33,15 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def clipped_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, settings: LossSettings) -> Tensor:
-    """-min(r A, clip(r) A), at least c A where A < 0 (PPO, arXiv 1707.06347; dual clip, arXiv 1912.09729).
-
-    All (batch, response_length).
-    """
-    ratio = core_algos.token_ratio(log_probs, old_log_probs)
-    clipped = ratio.clamp(1 - settings.clip_ratio_low, 1 + settings.clip_ratio_high)
-    loss = torch.maximum(-advantages * ratio, -advantages * clipped)
-    return torch.where(advantages < 0, torch.minimum(loss, -advantages * settings.clip_ratio_c), loss)
+    """`core_algos.clipped_loss` with these settings."""
+    return core_algos.clipped_loss(
+        log_probs,
+        old_log_probs,
+        advantages,
+        clip_ratio_low=settings.clip_ratio_low,
+        clip_ratio_high=settings.clip_ratio_high,
+        clip_ratio_c=settings.clip_ratio_c,
+    )
 
 
 def token_scores(logits: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

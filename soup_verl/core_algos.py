@@ -216,6 +216,25 @@ def zero_gradient_mask(
     return upper | lower | dual
 
 
+def clipped_loss(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    *,
+    clip_ratio_low: float,
+    clip_ratio_high: float,
+    clip_ratio_c: float,
+) -> Tensor:
+    """-min(r A, clip(r) A), at most -c A where A < 0 (PPO, arXiv 1707.06347; dual clip, arXiv 1912.09729).
+
+    verl's `vanilla` loss of each token, for what runs without verl. All (batch, response_length).
+    """
+    ratio = token_ratio(log_probs, old_log_probs)
+    clipped = ratio.clamp(1 - clip_ratio_low, 1 + clip_ratio_high)
+    loss = torch.maximum(-advantages * ratio, -advantages * clipped)
+    return torch.where(advantages < 0, torch.minimum(loss, -advantages * clip_ratio_c), loss)
+
+
 def kl_k1(log_probs: Tensor, behavior_log_probs: Tensor) -> Tensor:
     """k1 = b - log pi: unbiased per-token estimate of KL(behaviour || pi) in nats (joschu.net/blog/kl-approx.html)."""
     return behavior_log_probs - log_probs

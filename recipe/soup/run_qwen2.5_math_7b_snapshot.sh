@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # run_qwen2.5_math_7b.sh with the paper's own source of prefixes: a buffer of past weights in host memory.
-# Hardware: as there, and 153 GB of host memory a node: four kept policies, and the current one while they sample, of
+# Hardware: as there, and 152 GB of host memory a node: four kept policies, and the current one while they sample, of
 # 30.5 GB each in fp32 as the actor keeps them. A checkpoint has the kept policies: 550 GB of disk with KEEP=2.
 set -euo pipefail
 export NAME=${NAME:-qwen2.5_math_7b_soup_snapshot}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from soup_verl import run_log
 from soup_verl.series import FINISHED
@@ -41,10 +42,17 @@ class Run:
         return run_log.read(self.folder)
 
     def weights(self, step: int) -> dict[str, torch.Tensor]:
-        """The actor's parameters after `step`, from verl's checkpoint of a one-rank run."""
-        path = self.folder / f"global_step_{step}" / "actor" / "model_world_size_1_rank_0.pt"
-        stored = torch.load(path, weights_only=False)
-        return {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in stored.items()}
+        """The actor's parameters after `step`, from verl's checkpoint: the ranks' shards joined."""
+        actor = self.folder / f"global_step_{step}" / "actor"
+        ranks = [torch.load(p, weights_only=False) for p in sorted(actor.glob("model_world_size_*_rank_*.pt"))]
+        return {name: _joined([rank[name] for rank in ranks]) for name in ranks[0]}
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    if not isinstance(parts[0], DTensor):
+        return parts[0]  # one FSDP1 rank
+    (placement,) = parts[0].placements
+    return torch.cat([part.to_local() for part in parts], dim=placement.dim)
 
 
 def settings(assets: Path) -> list[str]:

@@ -166,9 +166,11 @@ def _resumed(assets: Path, folder: Path) -> Run:
     return launch(assets, folder, *_SIX)
 
 
+_RANKS = "trainer.n_gpus_per_node=2"
+
+
 def _two_ranks(assets: Path, folder: Path) -> dict[str, Run]:
-    """Two FSDP1 ranks over gloo, and a run whose reward is not a number."""
-    ranks = ("trainer.n_gpus_per_node=2", "actor_rollout_ref.actor.strategy=fsdp")
+    """Two FSDP1 ranks over gloo, `STRATEGIES` among them, and a run whose reward is not a number."""
     runs = {
         # With a learning rate of 1e-8 they train, and yet every log-prob can be compared.
         "two_ranks": (
@@ -181,6 +183,7 @@ def _two_ranks(assets: Path, folder: Path) -> dict[str, Run]:
             "actor_rollout_ref.rollout.temperature=0.7",
             "actor_rollout_ref.model.use_remove_padding=true",
         ),
+        **_scored("fsdp", "fp32"),
         "reward_is_nan": (
             *PREFIXES,
             f"{STEPS}3",
@@ -188,7 +191,23 @@ def _two_ranks(assets: Path, folder: Path) -> dict[str, Run]:
             "trainer.val_before_train=true",
         ),
     }
-    return launch_series(assets, folder, runs, *ranks)
+    return launch_series(assets, folder, runs, _RANKS, "actor_rollout_ref.actor.strategy=fsdp")
+
+
+def _scored(strategy: str, dtype: str) -> dict[str, tuple[str, ...]]:
+    """The same run with the prefixes' log-probs from the engine and from the actor, `fsdp_fp32_rollout` and so on."""
+    same = (*_SNAPSHOT, "trainer.save_freq=4")
+    return {f"{strategy}_{dtype}_{by}": (*same, f"soup.behavior_log_probs={by}") for by in ("rollout", "actor")}
+
+
+def _strategy(strategy: str, dtype: str) -> Launch:
+    """`_scored` on two ranks, with processes of its own."""
+    runs = _scored(strategy, dtype)
+    sharding = (
+        f"actor_rollout_ref.actor.strategy={strategy}",
+        f"actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype={dtype}",
+    )
+    return Launch(tuple(runs), lambda assets, folder: launch_series(assets, folder, runs, _RANKS, *sharding), long=True)
 
 
 # Two nodes with an FSDP2 rank each: one is lost after a checkpoint, comes back, and the run goes on.
@@ -229,7 +248,10 @@ LAUNCHES = (  # the longest first
     _single("two_nodes", _two_nodes, long=True),
     _single("resumed", _resumed, long=True),
     Launch(("snapshot_fsdp", "snapshot_resumed", "reward_raises"), _fsdp),
-    Launch(("two_ranks", "reward_is_nan"), _two_ranks),
+    Launch(("two_ranks", *_scored("fsdp", "fp32"), "reward_is_nan"), _two_ranks),
+    _strategy("fsdp2", "fp32"),
+    _strategy("fsdp", "bf16"),
+    _strategy("fsdp2", "bf16"),
     Launch(("snapshot_fsdp2", "disk_full"), _offload),
     _VERL_GRPO,
 )

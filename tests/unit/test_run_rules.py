@@ -231,6 +231,12 @@ def test_the_platform_chooses_device_trainer_and_whose_log_probs_prefixes_have(p
     assert config["soup"]["behavior_log_probs"] == log_probs
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_both_platforms_shard_with_fsdp2(platform):
+    config = compose(f"platform={platform}", "actor_rollout_ref.rollout.n=4")["actor_rollout_ref"]
+    assert (config["actor"]["strategy"], config["ref"]["strategy"]) == ("fsdp2", "fsdp2")
+
+
 def test_a_misspelled_key_on_the_command_line_is_refused():
     with pytest.raises(Exception, match="mixed_fractoin"):
         compose("soup.mixed_fractoin=0.5")
