@@ -6,6 +6,6 @@
 # and transformers are enough to start. Exit code 1 if a check fails or nothing ran on a GPU; --cpu asks for none.
 # PYTHON names the interpreter (default python3).
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=ignore
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=ignore
 exec "${PYTHON:-python3}" -m soup_verl.acceptance "$@"

@@ -9,7 +9,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 
 def small_qwen2(*, seed: int = 0, attention: str = "sdpa", **sizes: Any) -> Qwen2ForCausalLM:
-    """A Qwen2 of two layers in float32; equal seeds and sizes give equal weights. Grouped heads of 64, as in the 1.5B.
+    """A Qwen2 in float32, by default of two layers and grouped heads of 64; equal seeds and sizes give equal weights.
 
     Args:
         seed: of the weights.

@@ -67,7 +67,7 @@ def shardings(strategy: str) -> list[Sharding]:
 
 
 def check(device: torch.device, strategy: str, ranks: int) -> str:
-    """Every sharding of the strategy. Several ranks share the device, over gloo.
+    """Every sharding of the strategy. Ranks have a GPU each, over NCCL, or share the device, over gloo.
 
     Raises:
         AssertionError: says which comparison failed under which sharding.
@@ -87,8 +87,11 @@ def check(device: torch.device, strategy: str, ranks: int) -> str:
 def _one_rank(rank: int, ranks: int, device_name: str, strategy: str, folder: str) -> None:
     """What it found is written to the folder as `RANK.json`."""
     torch.set_num_threads(1)
-    device = torch.device(device_name)
-    backend = "nccl" if device.type == "cuda" and ranks == 1 else "gloo"
+    device, backend = torch.device(device_name), "gloo"
+    if device.type == "cuda":
+        device = torch.device("cuda", rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+        backend = "nccl" if ranks <= torch.cuda.device_count() else "gloo"
     dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
     try:
         reason = _cannot_gather(device, ranks)
