@@ -160,7 +160,7 @@ class SoupAgentLoopWorker(AgentLoopWorker):
         try:
             if agent_name == "soup_agent":
                 kwargs[SOUP_CONFIG] = self._soup
-            elif kwargs.get(GROUP_PREFIXES) is not None:
+            elif self._soup.mixing and not trajectory["validate"]:  # whether or not there is a prefix yet
                 raise ValueError(
                     f"agent_name={agent_name!r}: expected soup_agent, the agent loop that can continue a prefix. "
                     "Drop the data set's agent_name column or set soup.mixed_fraction=0."

@@ -16,6 +16,8 @@ from soup_verl.prompt_builder import prompt_builder
 TOPIC = "data"
 SAMPLED_ROWS = {"train": 1000, "val": 250}
 """Rows of which the prompts are tokenized, spread evenly over the files."""
+AGENT_COLUMN = "agent_name"
+"""verl: a row's own agent loop, where the files have this column."""
 SHOWN_ROWS = 2
 SHOWN_CHARACTERS = 1500
 VALIDATION_SHARE = 0.1
@@ -30,11 +32,13 @@ class Split:
         rows: how many there are, before any are dropped.
         columns: those that every file has.
         prompts: row number -> prompt, of the rows that were looked at.
+        agents: what the rows have for an agent loop, as Python writes it; empty where no file has that column.
     """
 
     rows: int
     columns: frozenset[str]
     prompts: Mapping[int, Any]
+    agents: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ def look_at_data(run: RunSettings, tokenizer: Any, model_type: str | None = None
         if builder is not None:
             dropped, texts = _look_at_prompts(run, split, found, builder, findings)
         if split == "train":
+            findings += _agent_findings(run, found)
             prompts = texts
             batches = _batches(run, found.rows, dropped)
             steps = steps_of_run(run, batches)
@@ -99,26 +104,33 @@ def read_split(run: RunSettings, split: str) -> Split | None:
     prompt_key = run.get("data.prompt_key", "prompt")
     prompt_key = run.get("data.prompt_key", "prompt")
     tables = [_read_file(key, Path(str(file)).expanduser(), prompt_key) for file in files]
-    rows = sum(len(prompts) for _, prompts in tables)
+    rows = sum(len(prompts) for _, prompts, _ in tables)
     stride = -(-rows // SAMPLED_ROWS[split]) or 1
     found, start = {}, 0
-    for _, prompts in tables:
+    for _, prompts, _ in tables:
         for i in range(-start % stride, len(prompts), stride):
             found[start + i] = prompts[i].as_py() if hasattr(prompts[i], "as_py") else prompts[i]
         start += len(prompts)
-    return Split(rows, frozenset.intersection(*(columns for columns, _ in tables)), found)
+    agents = frozenset.union(*(agents for _, _, agents in tables))
+    if agents and not all(agents for _, _, agents in tables):
+        agents |= {repr(None)}  # verl's in the rows of a file without the column
+    return Split(rows, frozenset.intersection(*(columns for columns, _, _ in tables)), found, agents)
 
 
-def _read_file(key: str, path: Path, prompt_key: str) -> tuple[frozenset[str], Any]:
-    """Columns, and the prompts: a list, or an Arrow column of which only what is looked at becomes Python objects."""
+def _read_file(key: str, path: Path, prompt_key: str) -> tuple[frozenset[str], Any, frozenset[str]]:
+    """Columns; the prompts: a list, or an Arrow column of which only what is looked at becomes Python objects; agent
+    loops, as in `Split`."""
     import pyarrow.parquet as pq
 
     if path.suffix == ".parquet":
         columns = frozenset(pq.read_schema(path).names)
-        return columns, pq.read_table(path, columns=[prompt_key]).column(prompt_key)
+        table = pq.read_table(path, columns=[prompt_key, *(columns & {AGENT_COLUMN})])
+        agents = table[AGENT_COLUMN].unique().to_pylist() if AGENT_COLUMN in columns else []
+        return columns, table[prompt_key], frozenset(map(repr, agents))
     rows = list(_json_rows(key, path))
     columns = frozenset.intersection(*(frozenset(row) for row in rows)) if rows else frozenset()
-    return columns, [row.get(prompt_key) for row in rows]
+    agents = [row.get(AGENT_COLUMN) for row in rows] if any(AGENT_COLUMN in row for row in rows) else []
+    return columns, [row.get(prompt_key) for row in rows], frozenset(map(repr, agents))
 
 
 def _json_rows(key: str, path: Path) -> Iterator[dict[str, Any]]:
@@ -139,6 +151,15 @@ def _column_findings(run: RunSettings, split: str, found: Split) -> list[Finding
     how = "" if not missing else f"{', '.join(missing)} missing: verl's reward managers read them"
     need, have = ", ".join(wanted), ", ".join(sorted(found.columns))
     return [judged(TOPIC, f"{split} columns", not missing, need=need, have=have, how=how)]
+
+
+def _agent_findings(run: RunSettings, found: Split) -> Iterator[Finding]:
+    """A row's own agent loop goes before `rollout.agent.default_agent_loop`, and only `soup_agent` mixes."""
+    if run.soup.mixing and (others := sorted(found.agents - {repr("soup_agent")})):
+        key = "data.train_files"
+        expected = f"soup_agent in every row of the column {AGENT_COLUMN}, not {', '.join(others)}"
+        remedy = "Drop the column, or set soup.mixed_fraction=0."
+        yield refused(TOPIC, "train agent loops", key, run.get(key), expected, remedy)
 
 
 def _look_at_prompts(

@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from verl.experimental.agent_loop import AgentLoopWorker
-from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, _agent_loop_registry
+from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, _agent_loop_registry, get_trajectory_info
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.ppo.v1 import AgentLoopManagerTQ
 from verl.workers.rollout.llm_server import LLMServerClient
@@ -18,6 +19,7 @@ from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 from soup_verl import rollout, watch
 from soup_verl.cpu import vllm_extension
 from soup_verl.rollout import ContinuingClient, SoupAgentLoop, SoupAgentLoopManager, SoupAgentLoopWorker
+from tests.unit import preflight_files as files
 
 pytestmark = pytest.mark.contract
 
@@ -68,6 +70,19 @@ def test_a_session_gets_its_number_and_every_field_of_its_prompt():
     source = inspect.getsource(rollout._WorkerTQ._run_prompt)
     assert "session_id=i, **prompt" in source
     assert "agent_loop.run(sampling_params, **kwargs)" in inspect.getsource(AgentLoopWorker._run_agent_loop)
+
+
+def test_a_column_of_the_data_chooses_the_agent_loop_and_files_without_it_leave_null(tmp_path):
+    """What preflight refuses; `SoupAgentLoopWorker` refuses the rest."""
+    from verl.utils.dataset.rl_dataset import RLHFDataset
+
+    one = files.write_rows(tmp_path / "one.parquet", [files.row() | {"agent_name": "tool_agent"}])
+    other = files.write_rows(tmp_path / "other.parquet", [files.row()])
+    config = OmegaConf.create({"prompt_key": "prompt", "filter_overlong_prompts": False, "cache_dir": str(tmp_path)})
+    data = RLHFDataset([str(one), str(other)], files.byte_tokenizer(), config)
+    assert [row["agent_name"] for row in data] == ["tool_agent", None]
+    assert 'if "agent_name" not in batch:' in inspect.getsource(rollout._WorkerTQ.generate_sequences)
+    assert '"validate": validate' in inspect.getsource(get_trajectory_info)
 
 
 def test_an_object_field_reaches_the_session_as_it_was_put_in():

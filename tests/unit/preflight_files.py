@@ -154,5 +154,8 @@ def row(question: str = "2+2=", i: int = 0) -> dict:
 
 
 def write_rows(path: Path, rows: list[dict]) -> Path:
-    pq.write_table(pa.Table.from_pylist(rows), path)
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

@@ -275,6 +275,41 @@ def test_columns_that_the_reward_reads_are_missed(tmp_path, tokenizer):
     assert finding.verdict == "warning" and finding.how.startswith("data_source, reward_model missing")
 
 
+@pytest.mark.parametrize(
+    ("agents", "named"),
+    [
+        (["single_turn_agent", "soup_agent"], "'single_turn_agent'"),
+        (["soup_agent", None], "None"),
+        (["", "tool_agent"], "'', 'tool_agent'"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_rows_of_another_agent_loop_are_refused(tmp_path, tokenizer, agents, named, suffix):
+    path = tmp_path / f"d.{suffix}"
+    files.write_rows(path, [files.row() | {"agent_name": agent} for agent in agents] * 20)
+    error = str(look_at_rows(path, tokenizer)[1]["train agent loops"].error)
+    assert error.startswith(f"data.train_files={str(path)!r}: expected soup_agent in every row") and named in error
+    assert "agent_name" in error and "'soup_agent'" not in error
+    # without mixing any agent loop may answer, and validation never mixes
+    assert "train agent loops" not in look_at_rows(path, tokenizer, {"soup.mixed_fraction": 0})[1]
+    assert "val agent loops" not in look_at_rows(path, tokenizer)[1]
+
+
+def test_a_file_without_the_column_beside_one_with_it_leaves_rows_without_an_agent_loop(tmp_path, tokenizer):
+    """verl puts files together; where one lacks the column its rows have null."""
+    one = files.write_rows(tmp_path / "one.parquet", [files.row() | {"agent_name": "soup_agent"}] * 20)
+    other = files.write_rows(tmp_path / "other.parquet", [files.row()] * 20)
+    both = {"data.train_files": [str(one), str(other)], "data.val_files": str(one)}
+    found = by_name(look_at_data(run_with(both), tokenizer).findings)
+    assert "not None" in str(found["train agent loops"].error)
+
+
+@pytest.mark.parametrize("column", [{}, {"agent_name": "soup_agent"}])
+def test_rows_of_our_agent_loop_or_of_none_are_accepted(tmp_path, tokenizer, column):
+    path = files.write_rows(tmp_path / "d.parquet", [files.row() | column] * 40)
+    assert "train agent loops" not in look_at_rows(path, tokenizer)[1]
+
+
 def test_fewer_prompts_than_a_batch_are_refused(tmp_path, tokenizer):
     path = files.write_rows(tmp_path / "d.parquet", [files.row()] * 15)
     error = str(look_at_rows(path, tokenizer)[1]["batches"].error)

@@ -5,9 +5,17 @@ import ray
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics
 from verl.workers.rollout.replica import TokenOutput
 
+from soup_verl.config import SoupConfig
 from soup_verl.history import GroupPrefixes, Prefix, PromptPlan
 from soup_verl.mixing import PrefixRequest
-from soup_verl.rollout import ContinuingClient, MixedOutput, PendingGroups, SoupAgentLoopManager, token_key
+from soup_verl.rollout import (
+    ContinuingClient,
+    MixedOutput,
+    PendingGroups,
+    SoupAgentLoopManager,
+    SoupAgentLoopWorker,
+    token_key,
+)
 
 GIVEN = Prefix((20, 21, 22), (-0.1, -0.2, -0.3), 4)
 
@@ -96,6 +104,37 @@ def test_an_onpolicy_output_has_the_same_fields_as_a_mixed_one():
     assert onpolicy["prefix_mask"].tolist() == [0, 0, 0] and onpolicy["policy_version"].item() == -1
     assert set(onpolicy) == set(mixed_output(prefix_start=1, prefix_length=2, policy_version=4).as_dict())
     assert not {"prefix_start", "prefix_length"} & set(onpolicy)
+
+
+# ---- agent loops ----
+
+
+def run_session(agent_name, *, validate=False, **soup):
+    """A session of a worker that knows no more than its settings: past our check, verl has no such agent loop."""
+    worker = SoupAgentLoopWorker.__new__(SoupAgentLoopWorker)
+    worker._soup, worker._errors = SoupConfig.parse(soup), []
+    trajectory = {"step": 1, "sample_index": 0, "rollout_n": 0, "validate": validate}
+    asyncio.run(worker._run_agent_loop({}, trajectory, agent_name=agent_name, trace=False, session_id=0))
+
+
+@pytest.mark.parametrize("agent_name", ["no_such_agent", None, ""])
+def test_a_row_of_another_agent_loop_is_refused_before_there_is_any_prefix(agent_name):
+    with pytest.raises(ValueError, match=rf"^agent_name={agent_name!r}: expected soup_agent.*agent_name column"):
+        run_session(agent_name)
+
+
+@pytest.mark.parametrize(
+    ("agent_name", "how"),
+    [
+        ("no_such_agent", {"validate": True}),  # validation mixes nothing
+        ("no_such_agent", {"mixed_fraction": 0}),
+        ("soup_agent", {}),
+    ],
+)
+def test_agent_loops_that_our_check_leaves_to_verl(agent_name, how, monkeypatch):
+    monkeypatch.setattr("verl.experimental.agent_loop.agent_loop._agent_loop_registry", {})
+    with pytest.raises(AssertionError, match=f"Agent loop {agent_name} not registered"):
+        run_session(agent_name, **how)
 
 
 # ---- prompts and workers ----
