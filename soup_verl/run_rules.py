@@ -30,6 +30,7 @@ def check_run(soup: SoupConfig, config: Mapping[str, Any]) -> None:
     if not soup.mixing:
         return
     _check_mixing_possible(soup, config)
+    _check_actor_always_trains(config)
     _check_prefix_fits(soup, config)
     _check_behavior_log_probs(config)
     _check_objective(soup, config)
@@ -71,6 +72,18 @@ def _check_mixing_possible(soup: SoupConfig, config: Mapping[str, Any]) -> None:
         "actor_rollout_ref.rollout.agent.agent_loop_manager_class",
         manager,
         "soup_verl.rollout.SoupAgentLoopManager, because soup.mixed_fraction is above 0",
+    )
+
+
+def _check_actor_always_trains(config: Mapping[str, Any]) -> None:
+    """History is made around the actor's update, which verl leaves out of warm-up steps."""
+    steps = _get(config, "trainer.critic_warmup", 0)
+    require(
+        steps == 0,
+        "trainer.critic_warmup",
+        steps,
+        "0 when soup.mixed_fraction is above 0: the estimator soup reads no critic",
+        "verl does not train the actor in such steps.",
     )
 
 

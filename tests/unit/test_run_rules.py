@@ -148,6 +148,11 @@ ROLLOUT = "actor_rollout_ref__rollout"
             "trainer.v1.sampler.sync_refill_failed_groups=True: expected false",
         ),
         ({"lookahead": {"age": 10}}, {}, "soup.lookahead.age=10: expected less than trainer.total_training_steps=10"),
+        *(
+            ({"source": source}, {"trainer__critic_warmup": 3, "critic__enable": critic}, "trainer.critic_warmup=3: ")
+            for source in ("lookahead", "snapshot", "replay")
+            for critic in (False, True)
+        ),
     ],
 )
 def test_rule_between_soup_and_the_run(section, changes, message):
