@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -101,25 +102,113 @@ _NEW = "Keep it, or start a new run in another trainer.default_local_dir."
 _TRAINING = (
     "algorithm.adv_estimator",
     "algorithm.filter_groups.enable",
+    "algorithm.filter_groups.metric",
+    "algorithm.gamma",
+    "algorithm.kl_ctrl.horizon",
+    "algorithm.kl_ctrl.kl_coef",
+    "algorithm.kl_ctrl.target_kl",
+    "algorithm.kl_ctrl.type",
+    "algorithm.kl_penalty",
+    "algorithm.lam",
     "algorithm.norm_adv_by_std_in_grpo",
+    "algorithm.pf_ppo.reweight_method",
+    "algorithm.pf_ppo.weight_pow",
+    "algorithm.rollout_correction.bypass_mode",
+    "algorithm.rollout_correction.loss_type",
+    "algorithm.rollout_correction.rollout_is",
+    "algorithm.rollout_correction.rollout_is_batch_normalize",
+    "algorithm.rollout_correction.rollout_is_threshold",
+    "algorithm.rollout_correction.rollout_rs",
+    "algorithm.rollout_correction.rollout_rs_threshold",
     "algorithm.use_kl_in_reward",
+    "algorithm.use_pf_ppo",
+    "actor_rollout_ref.actor.clip_ratio",
+    "actor_rollout_ref.actor.clip_ratio_c",
     "actor_rollout_ref.actor.clip_ratio_high",
     "actor_rollout_ref.actor.clip_ratio_low",
+    "actor_rollout_ref.actor.data_loader_seed",
     "actor_rollout_ref.actor.entropy_coeff",
+    "actor_rollout_ref.actor.freeze_vision_tower",
     "actor_rollout_ref.actor.kl_loss_coef",
+    "actor_rollout_ref.actor.kl_loss_type",
     "actor_rollout_ref.actor.loss_agg_mode",
+    "actor_rollout_ref.actor.loss_scale_factor",
+    "actor_rollout_ref.actor.optim.betas",
+    "actor_rollout_ref.actor.optim.clip_grad",
     "actor_rollout_ref.actor.optim.lr",
+    "actor_rollout_ref.actor.optim.lr_scheduler_type",
+    "actor_rollout_ref.actor.optim.lr_warmup_steps",
+    "actor_rollout_ref.actor.optim.lr_warmup_steps_ratio",
+    "actor_rollout_ref.actor.optim.min_lr_ratio",
+    "actor_rollout_ref.actor.optim.num_cycles",
+    "actor_rollout_ref.actor.optim.optimizer",
+    "actor_rollout_ref.actor.optim.optimizer_impl",
+    "actor_rollout_ref.actor.optim.override_optimizer_config",
+    "actor_rollout_ref.actor.optim.warmup_style",
+    "actor_rollout_ref.actor.optim.weight_decay",
+    "actor_rollout_ref.actor.optim.zero_indexed_step",
+    "actor_rollout_ref.actor.policy_loss.clip_cov_lb",
+    "actor_rollout_ref.actor.policy_loss.clip_cov_ratio",
+    "actor_rollout_ref.actor.policy_loss.clip_cov_ub",
+    "actor_rollout_ref.actor.policy_loss.dro_beta",
+    "actor_rollout_ref.actor.policy_loss.kl_cov_ratio",
     "actor_rollout_ref.actor.policy_loss.loss_mode",
+    "actor_rollout_ref.actor.policy_loss.ppo_kl_coef",
     "actor_rollout_ref.actor.ppo_epochs",
     "actor_rollout_ref.actor.ppo_mini_batch_size",
+    "actor_rollout_ref.actor.shuffle",
+    "actor_rollout_ref.actor.tau_neg",
+    "actor_rollout_ref.actor.tau_pos",
     "actor_rollout_ref.actor.use_kl_loss",
+    "actor_rollout_ref.model.custom_chat_template",
+    "actor_rollout_ref.model.exclude_modules",
+    "actor_rollout_ref.model.lora_alpha",
+    "actor_rollout_ref.model.lora_rank",
+    "actor_rollout_ref.model.target_modules",
+    "actor_rollout_ref.rollout.agent.default_agent_loop",
+    "actor_rollout_ref.rollout.ignore_eos",
+    "actor_rollout_ref.rollout.logprobs_mode",
     "actor_rollout_ref.rollout.n",
     "actor_rollout_ref.rollout.temperature",
+    "actor_rollout_ref.rollout.top_k",
+    "actor_rollout_ref.rollout.top_p",
+    "critic.enable",
+    "data.apply_chat_template_kwargs",
+    "data.custom_cls.name",
+    "data.custom_cls.path",
+    "data.filter_overlong_prompts",
+    "data.max_prompt_length",
     "data.max_response_length",
+    "data.prompt_key",
+    "data.reward_fn_key",
     "data.seed",
+    "data.shuffle",
     "data.train_batch_size",
+    "data.train_files",
+    "data.train_max_samples",
+    "data.truncation",
+    "distillation.enabled",
+    "reward.custom_reward_function.name",
+    "reward.custom_reward_function.path",
+    "reward.reward_manager.module.name",
+    "reward.reward_manager.module.path",
+    "reward.reward_manager.name",
+    "reward.reward_model.enable",
+    "reward.reward_model.model_path",
+    "trainer.critic_warmup",
 )
-"""What makes a run another one, of verl's settings."""
+"""What makes a run another one, of verl's settings.
+
+Not here: how long it goes on, what validates, reports or saves it, and what makes it fit a machine (precision,
+parallelism, micro-batches, offloading, the rollout engine's own settings).
+"""
+_FILES = (
+    "data.custom_cls.path",
+    "data.train_files",
+    "reward.custom_reward_function.path",
+    "reward.reward_manager.module.path",
+)
+"""Those that are compared by what the file holds."""
 _OBSERVING = ("log_samples", "max_skipped_steps", "preflight_only")
 """What of ours does not."""
 _OF_HISTORY = (
@@ -138,13 +227,31 @@ _OF_HISTORY = (
 
 def run_settings(soup: SoupConfig, config: DictConfig) -> dict[str, Any]:
     """The settings that make a run what it is, by their full keys, as JSON has them."""
-    of_verl = {key: OmegaConf.select(config, key) for key in _TRAINING}
+    of_verl = {key: _of_verl(config, key) for key in _TRAINING}
     if not soup.mixing:
         return of_verl | {"soup.mixed_fraction": 0}
     ours = {key: value for key, value in asdict(soup).items() if key not in (*_OBSERVING, *_other_sources(soup))}
     if soup.source == "lookahead":
         ours["lookahead"] = {"age": soup.lookahead.ages}  # one age is a list of one
     return json.loads(json.dumps(of_verl | _flat(ours, "soup")))
+
+
+def _of_verl(config: DictConfig, key: str) -> Any:
+    value = OmegaConf.select(config, key)
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value, resolve=True)
+    if key not in _FILES or value is None:
+        return value
+    return [_content(str(file)) for file in (value if isinstance(value, list) else [value])]
+
+
+def _content(file: str) -> str:
+    """A hash of the file, which may be elsewhere by now; the name of what is no local file (`hdfs://`, `pkg://`)."""
+    path = Path(file).expanduser()
+    if not path.is_file():
+        return file
+    with path.open("rb") as stream:
+        return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()[:16]}"
 
 
 def mixes(settings: Mapping[str, Any]) -> bool:
@@ -164,7 +271,8 @@ def _flat(section: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 
 def check_settings(folder: Path, stored: Mapping[str, Any], present: Mapping[str, Any], *, history_only: bool) -> None:
-    """The checkpoint is one that these settings would have made.
+    """The checkpoint is one that these settings would have made, as far as it tells: a setting that was not compared
+    yet when it was written is not compared with it.
 
     Args:
         history_only: look at nothing but what the stored history depends on.
@@ -173,7 +281,7 @@ def check_settings(folder: Path, stored: Mapping[str, Any], present: Mapping[str
         ConfigError: names the setting, the checkpoint's value and its path.
     """
     first = ("soup.mixed_fraction", "soup.source")  # what other keys there are depends on them
-    for key in (*first, *sorted(stored.keys() | present.keys())):
+    for key in (*first, *sorted(stored)):
         if history_only and not key.startswith(_OF_HISTORY):
             continue
         if stored.get(key) != present.get(key):

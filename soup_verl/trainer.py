@@ -93,6 +93,7 @@ class SoupTrainer(PPOTrainerSync):
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()
+        self._settings = resume.run_settings(self._soup, self.config)  # with the files as they are now
         last_step = min(self.total_training_steps, self.steps_per_epoch * self.config.trainer.total_epochs)
         self._planner = self._build_planner(last_step)
         if self._soup.mixing:
@@ -372,7 +373,7 @@ class SoupTrainer(PPOTrainerSync):
             folder,
             state={
                 "step": self.global_steps,
-                "settings": resume.run_settings(self._soup, self.config),
+                "settings": self._settings,
                 "low_kl_steps": self._collapse.low_steps,
             },
             write_history=self._write_history,
@@ -407,8 +408,7 @@ class SoupTrainer(PPOTrainerSync):
         named = self.config.trainer.resume_mode == "resume_path"
         has_history = state is not None and resume.mixes(state["settings"])
         if state is not None and not (named and (self._source is None or not has_history)):
-            present = resume.run_settings(self._soup, self.config)
-            resume.check_settings(folder, state["settings"], present, history_only=named)
+            resume.check_settings(folder, state["settings"], self._settings, history_only=named)
         if self._source and not has_history:
             logger.warning("%s has no history of SOUP: it starts anew", folder)
         return state if self._source and has_history else None

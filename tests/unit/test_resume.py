@@ -5,9 +5,10 @@ import json
 import pytest
 from omegaconf import OmegaConf
 
-from soup_verl import checkpoint
+from soup_verl import checkpoint, resume
 from soup_verl.config import ConfigError, SoupConfig
 from soup_verl.resume import check_settings, check_weights, checkpoint_to_resume, mixes, only_from, run_settings
+from tests.unit import preflight_files as files
 
 
 def settings(folder, **changed):
@@ -119,11 +120,10 @@ def test_a_checkpoint_of_another_number_of_ranks_is_refused(stored, tmp_path):
 
 
 def settings_of(soup=None, **verl):
-    """As a checkpoint has them: through JSON."""
     config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"n": 8}, "actor": {"optim": {"lr": 1e-6}}}})
     for key, value in verl.items():
         OmegaConf.update(config, key.replace("__", "."), value)
-    return json.loads(json.dumps(run_settings(SoupConfig.parse(soup or {}), config)))
+    return run_settings(SoupConfig.parse(soup or {}), config)
 
 
 def test_a_run_goes_on_with_its_own_settings(tmp_path):
@@ -138,12 +138,74 @@ def test_a_run_goes_on_with_its_own_settings(tmp_path):
         ({"soup": {"lookahead": {"age": [2, 8]}}}, r"soup.lookahead.age=\[2, 8\]: expected \[4\]"),
         ({"soup": {"kl_control": {"max_prefix_kl": 0.1}}}, r"soup.kl_control.max_prefix_kl=0.1: expected None"),
         ({"actor_rollout_ref__actor__optim__lr": 2e-6}, r"optim.lr=2e-06: expected 1e-06"),
+        ({"actor_rollout_ref__actor__optim__betas": [0.9, 0.99]}, r"optim.betas=\[0.9, 0.99\]: expected None"),
+        (
+            {"algorithm__rollout_correction__rollout_is": "token"},
+            r"rollout_correction.rollout_is='token': expected None",
+        ),
+        ({"actor_rollout_ref__model__lora_rank": 8}, r"actor_rollout_ref.model.lora_rank=8: expected None"),
+        ({"data__train_files": "hdfs://b"}, r"data.train_files=\['hdfs://b'\]: expected None"),
     ],
 )
 def test_a_run_does_not_go_on_with_other_settings(tmp_path, given, message):
     folder = tmp_path / "global_step_3"
     with pytest.raises(ConfigError, match=rf"{message}.*global_step_3.*another trainer.default_local_dir"):
         check_settings(folder, settings_of(), settings_of(**given), history_only=False)
+
+
+@pytest.mark.parametrize("key", ["data.train_files", "reward.custom_reward_function.path"])
+def test_a_file_may_move_but_not_change(tmp_path, key):
+    given = key.replace(".", "__")
+    (tmp_path / "there").mkdir()
+    file, moved = tmp_path / "a", tmp_path / "there" / "b"
+    file.write_text("one")
+    moved.write_text("one")
+    stored = settings_of(**{given: str(file)})
+    check_settings(tmp_path, stored, settings_of(**{given: str(moved)}), history_only=False)
+    file.write_text("two")
+    # of "two" and of "one", as sha256sum prints them
+    message = rf"{key}=\['sha256:3fc4ccfe745870e2'\]: expected \['sha256:7692c3ad3540bb80'\]"
+    with pytest.raises(ConfigError, match=message):
+        check_settings(tmp_path, stored, settings_of(**{given: str(file)}), history_only=False)
+
+
+def test_the_order_of_the_files_is_that_of_the_prompts(tmp_path):
+    paths = [tmp_path / "a", tmp_path / "b"]
+    for path in paths:
+        path.write_text(path.name)
+    stored, other = (settings_of(data__train_files=[str(p) for p in some]) for some in (paths, paths[::-1]))
+    with pytest.raises(ConfigError, match="data.train_files="):
+        check_settings(tmp_path, stored, other, history_only=False)
+
+
+def test_settings_that_the_checkpoint_does_not_know_are_not_compared(tmp_path):
+    """It was written before they were."""
+    stored = settings_of()
+    del stored["data.train_files"], stored["soup.when"]
+    other = settings_of({"when": "unsolved"}, data__train_files="hdfs://b")
+    check_settings(tmp_path, stored, other, history_only=False)
+    with pytest.raises(ConfigError, match="soup.seed=1: expected 0"):
+        check_settings(tmp_path, stored, settings_of({"seed": 1}), history_only=False)
+
+
+@pytest.mark.parametrize("changed", [{"trainer__total_training_steps": 9}, {"data__val_files": "other.parquet"}])
+def test_a_run_may_be_extended_and_validated_otherwise(tmp_path, changed):
+    check_settings(tmp_path, settings_of(), settings_of(**changed), history_only=False)
+
+
+def test_every_setting_compared_is_one_of_verls():
+    config, missing = files.configure("actor_rollout_ref.rollout.n=4"), object()
+    found = {key: OmegaConf.select(config, key, default=missing) for key in resume._TRAINING}
+    assert [key for key, value in found.items() if value is missing] == []
+    assert set(resume._FILES) <= set(resume._TRAINING)
+
+
+@pytest.mark.parametrize("mixed_fraction", [0, 0.5])
+def test_the_settings_of_the_recipe_are_json_and_come_back_as_they_were(mixed_fraction):
+    config = files.configure("actor_rollout_ref.rollout.n=4", soup__mixed_fraction=mixed_fraction)
+    found = run_settings(SoupConfig.parse(OmegaConf.to_container(config.soup)), config)
+    assert json.loads(json.dumps(found)) == found
+    assert found["actor_rollout_ref.actor.optim.betas"] == [0.9, 0.999] and found["data.train_batch_size"] == 1024
 
 
 def test_what_is_only_looked_at_may_change(tmp_path):

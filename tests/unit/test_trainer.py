@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from torch.testing import assert_close
 
 from soup_verl import batch as batches
-from soup_verl import sample_log, trainer
+from soup_verl import resume, sample_log, trainer
 from soup_verl.config import ConfigError, SoupConfig
 from soup_verl.history import CollapseWatch, NoiseWatch
 from soup_verl.metrics import StepBatch
@@ -274,7 +274,7 @@ def test_tokens_past_the_kl_limit_are_handed_on_and_counted(monkeypatch, limit, 
 
 
 def mixing_trainer(source, soup=None, **config):
-    return bare_trainer(
+    instance = bare_trainer(
         _soup=soup or SoupConfig(),
         _source=source,
         _solved=SolvedRates("unsolved"),
@@ -294,6 +294,8 @@ def mixing_trainer(source, soup=None, **config):
             }
         ),
     )
+    instance._settings = resume.run_settings(instance._soup, instance.config)
+    return instance
 
 
 class FileSource:
