@@ -14,13 +14,16 @@ from uuid import uuid4
 from soup_verl.history.base import Prefix
 from soup_verl.mixing import PrefixRequest, stable_seed
 
+PRIORITY = 1
+"""Of every request made here: after the step's own responses, which have verl's 0 (vLLM takes lower numbers first)."""
+
 
 @dataclass(frozen=True)
 class PrefixSampler:
     """Samples the historical tokens of some prompts, and the heads before them.
 
     Args:
-        client: verl's LLM client, `generate(request_id, prompt_ids=, sampling_params=)`.
+        client: verl's LLM client, `generate(request_id, prompt_ids=, sampling_params=, priority=)`.
         prompt_ids_of: chat messages -> the token ids a response is sampled from.
         params: sampling parameters of the training rollout, log-probs included.
         response_length: budget of a response in tokens.
@@ -112,7 +115,9 @@ class PrefixSampler:
         params = {**self.params, "max_tokens": max_tokens}
         if self.seed is not None:
             params["seed"] = stable_seed(purpose, self.seed, step, position, session)
-        output = await self.client.generate(uuid4().hex, prompt_ids=prompt_ids, sampling_params=params)
+        output = await self.client.generate(
+            uuid4().hex, prompt_ids=prompt_ids, sampling_params=params, priority=PRIORITY
+        )
         assert output.log_probs is not None, "the rollout engine returned no log-probs"
         return output
 

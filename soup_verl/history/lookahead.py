@@ -1,9 +1,9 @@
 """`lookahead`: the policy of step t samples the prefixes for the prompts of step t + age.
 
-The order of prompts is known, so the policy that will be `age` steps old by then samples their prefixes now, in the
-tail in which the rollout engine waits for its longest answers. No weights are kept, none are switched, and every
-prefix token is decoded once. Until step `age` + 1 there is no history yet: those steps are plain on-policy, or start
-from the initial policy if `warm_start` asks for it.
+The order of prompts is known, so the policy that will be `age` steps old by then samples their prefixes now, where the
+rollout engine has room beside the step's own responses, which go first (`prefix_sampler.PRIORITY`). No weights are
+kept, none are switched, and every prefix token is decoded once. Until step `age` + 1 there is no history yet: those
+steps are plain on-policy, or start from the initial policy if `warm_start` asks for it.
 """
 
 from __future__ import annotations

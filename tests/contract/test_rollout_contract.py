@@ -1,10 +1,12 @@
 """What soup_verl/rollout.py and soup_verl/cpu/vllm_extension.py lean on in verl and vLLM."""
 
 import ast
+import asyncio
 import importlib.util
 import inspect
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -18,6 +20,7 @@ from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
 from soup_verl import rollout, watch
 from soup_verl.cpu import vllm_extension
+from soup_verl.prefix_sampler import PRIORITY
 from soup_verl.rollout import ContinuingClient, SoupAgentLoop, SoupAgentLoopManager, SoupAgentLoopWorker
 from tests.unit import preflight_files as files
 
@@ -132,6 +135,42 @@ def test_the_client_takes_what_we_pass_and_ours_takes_what_verl_passes():
             None, request_id="r", prompt_ids=[], sampling_params={}, image_data=0, priority=0
         )
     assert {"token_ids", "log_probs", "extra_fields", "stop_reason"} <= set(TokenOutput.model_fields)
+
+
+def requests_of_client(engine, **given):
+    """What reaches the rollout server when verl's client is asked to generate."""
+    requests = []
+
+    async def generate(**request):
+        requests.append(request)
+        return TokenOutput(token_ids=[1], log_probs=[-1.0])
+
+    class Client(LLMServerClient):
+        async def _acquire_server(self, request_id, **extra):
+            return "server", SimpleNamespace(generate=SimpleNamespace(remote=generate))
+
+        def _release_server(self, server_id, request_id=None):
+            pass
+
+    client = Client(OmegaConf.create({"actor_rollout_ref": {"rollout": {"name": engine, "full_determinism": False}}}))
+    asyncio.run(client.generate("r", prompt_ids=[1], sampling_params={}, **given))
+    return requests
+
+
+def test_a_requests_priority_reaches_vllm_and_no_engine_that_has_none():
+    (request,) = requests_of_client("vllm", priority=PRIORITY)
+    assert request["priority"] == PRIORITY
+    for engine, given in (("sglang", {"priority": PRIORITY}), ("vllm", {})):
+        (request,) = requests_of_client(engine, **given)
+        assert "priority" not in request
+
+
+def test_the_steps_own_responses_have_a_lower_number_than_prefixes():
+    """The number of a response is 0 unless its row has another."""
+    assert inspect.signature(SingleTurnAgentLoop.run).parameters["priority"].default == 0 < PRIORITY
+    assert "priority=priority" in inspect.getsource(SingleTurnAgentLoop.run)
+    _, server = functions_of("verl.workers.rollout.vllm_rollout.vllm_async_server")
+    assert '"scheduling_policy": self.config.scheduling_policy,' in server.read_text()
 
 
 def test_a_response_given_without_asking_the_engine_has_all_that_the_agent_loop_reads():

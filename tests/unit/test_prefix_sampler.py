@@ -71,11 +71,12 @@ class Client:
     says: list = field(default_factory=list)
     requests: list = field(default_factory=list)
 
-    async def generate(self, request_id, *, prompt_ids, sampling_params):
+    async def generate(self, request_id, *, prompt_ids, sampling_params, priority):
         assert request_id not in {r.id for r in self.requests}, "every request needs its own id"
         limit = sampling_params["max_tokens"]
         scripted = self.says.pop(0) if self.says else list(range(20, 20 + limit))
         assert 0 < len(scripted) <= limit, "the script is longer than what was asked for"
+        assert priority > 0, "the step's own responses have verl's 0 and would not go first"
         self.requests.append(SimpleNamespace(id=request_id, prompt_ids=prompt_ids, params=sampling_params))
         log_probs = [-token / 100 for token in scripted]
         return SimpleNamespace(token_ids=scripted, log_probs=log_probs, extra_fields={"global_steps": 6})
@@ -229,11 +230,13 @@ def test_no_prefix_exceeds_the_budget_or_hides_an_end_token(position, head_says,
             super().__init__()
             self.script = script
 
-        async def generate(self, request_id, *, prompt_ids, sampling_params):
+        async def generate(self, request_id, *, prompt_ids, sampling_params, priority):
             ids = self.script[: sampling_params["max_tokens"]]
             ids = ids[: ids.index(EOS) + 1] if EOS in ids else ids
             self.says = [ids]
-            return await super().generate(request_id, prompt_ids=prompt_ids, sampling_params=sampling_params)
+            return await super().generate(
+                request_id, prompt_ids=prompt_ids, sampling_params=sampling_params, priority=priority
+            )
 
     planner = MixingPlanner(seed, 4, Schedule(0.5), 1, Schedule(high), position=position)
     requests = planner.plan_prompt(step=3, position=1)

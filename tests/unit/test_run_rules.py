@@ -242,6 +242,11 @@ def test_both_platforms_shard_with_fsdp2(platform):
     assert (config["actor"]["strategy"], config["ref"]["strategy"]) == ("fsdp2", "fsdp2")
 
 
+def test_the_engine_is_told_to_take_the_steps_own_responses_before_prefixes():
+    rollout = compose("platform=gpu", "actor_rollout_ref.rollout.n=4")["actor_rollout_ref"]["rollout"]
+    assert rollout["scheduling_policy"] == "priority"
+
+
 def test_a_misspelled_key_on_the_command_line_is_refused():
     with pytest.raises(Exception, match="mixed_fractoin"):
         compose("soup.mixed_fractoin=0.5")
