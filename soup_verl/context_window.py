@@ -111,8 +111,11 @@ def write_copy(
     os.replace(partial, out)
 
 
-def local_model(model: str) -> Path:
-    """The folder of a model given by path or by its name on the hub, downloaded if need be.
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx")
+
+
+def local_model(model: str, *, weights: bool = True) -> Path:
+    """The folder of a model given by path or by its name on the hub, downloaded if need be; its weights too if asked.
 
     Raises:
         ValueError: there is no such folder, and the hub cannot be asked or does not have it.
@@ -123,7 +126,7 @@ def local_model(model: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model))
+        return Path(snapshot_download(model, ignore_patterns=None if weights else list(WEIGHTS)))
     except (OSError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"--model={model!r}: neither a folder nor a model the hub gives us ({reason})") from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 FILE = "metrics.jsonl"
@@ -38,14 +39,20 @@ def read(folder: Path) -> dict[int, dict[str, float]]:
         raise FileNotFoundError(f"{folder}: no {FILE}; is it the folder of a run with trainer.logger=[file]?")
     steps: dict[int, dict[str, float]] = {}
     for file in files:
-        for line in file.read_text(errors="replace").splitlines():
-            try:
-                entry = json.loads(line)
-                step, data = entry["step"], dict(entry["data"])
-            except (ValueError, TypeError, KeyError):
-                continue  # half a line (it is being written, or its process was killed), or one of somebody else's
+        for step, data in read_file(file):
             steps.setdefault(step, {}).update(data)
     return dict(sorted(steps.items()))
+
+
+def read_file(file: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """Step and metrics of every line, in the order in which they were logged."""
+    for line in file.read_text(errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+            step, data = entry["step"], dict(entry["data"])
+        except (ValueError, TypeError, KeyError):
+            continue  # half a line (it is being written, or its process was killed), or one of somebody else's
+        yield step, data
 
 
 def _earlier(folder: Path) -> list[Path]:

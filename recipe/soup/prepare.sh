@@ -1,39 +1,61 @@
-# What the run scripts share: data, the model's context window, and the command itself. To be sourced.
-# Each step is skipped where its output is there; DRY_RUN=1 prints the training command and makes nothing.
+# What run.sh needs: data, the model's context window, and the command itself. To be sourced.
+# Each step is skipped where its output is there; DRY_RUN=1 prints the training command and makes nothing; REHEARSE=1
+# leaves it all to soup_verl.rehearse, which makes the same things in a folder of its own.
 
-# made FILE COMMAND...: run the command unless FILE is there.
+# A rehearsal runs in the CPU environment, where that is this checkout's .venv.
+if [[ -z ${PYTHON:-} && -n ${REHEARSE:-} && -x .venv/bin/python ]]; then PYTHON=.venv/bin/python; fi
+PYTHON=${PYTHON:-python3}
+PREPARATIONS=()
+
+# made FILE COMMAND...: run `$PYTHON -m COMMAND...` unless FILE is there.
 made() {
   local file=$1
   shift
-  if [[ ! -e $file && -z ${DRY_RUN:-} ]]; then "$@"; fi
+  if [[ -n ${DRY_RUN:-} ]]; then return; fi
+  if [[ -n ${REHEARSE:-} ]]; then PREPARATIONS+=(--made "$file" "$@"); return; fi
+  if [[ ! -e $file ]]; then "$PYTHON" -m "$@"; fi
 }
 
-# prepare_benchmarks TEMPLATE TOKENIZER: every one of BENCHMARKS as a parquet file.
+# parquet FOLDER NAME: the file of a data set; NAME itself if it is a parquet file.
+parquet() {
+  if [[ $2 == *.parquet ]]; then echo "$2"; else echo "$1/$2.parquet"; fi
+}
+
+# prepare_dataset FOLDER NAME OPTIONS...: unless NAME is a parquet file already.
+prepare_dataset() {
+  local folder=$1 name=$2
+  shift 2
+  if [[ $name == *.parquet ]]; then return; fi
+  made "$folder/$name.parquet" soup_verl.prepare_data --dataset "$name" --out "$folder" --template "$TEMPLATE" \
+    --tokenizer "$MODEL_PATH" --max-prompt-tokens "$PROMPT_TOKENS" "$@"
+}
+
+# Every one of BENCHMARKS.
 prepare_benchmarks() {
   local name
-  for name in "${BENCHMARKS[@]}"; do
-    made "$DATA_DIR/benchmarks/$name.parquet" "$PYTHON" -m soup_verl.prepare_data --dataset "$name" \
-      --out "$DATA_DIR/benchmarks" --template "$1" --tokenizer "$2" --max-prompt-tokens "$PROMPT_TOKENS"
-  done
+  for name in $BENCHMARKS; do prepare_dataset "$DATA_DIR/benchmarks" "$name"; done
 }
 
-# prepare_training DATASET TEMPLATE TOKENIZER: without the prompts that hold a benchmark question or are too long.
+# TRAIN_SET without the prompts that are too long or hold a question of a benchmark that goes by name.
 prepare_training() {
-  made "$DATA_DIR/$1.parquet" "$PYTHON" -m soup_verl.prepare_data --dataset "$1" --out "$DATA_DIR" --template "$2" \
-    --tokenizer "$3" --max-prompt-tokens "$PROMPT_TOKENS" --benchmarks-from "$DATA_DIR/benchmarks"
+  local name known=()
+  for name in $BENCHMARKS; do
+    if [[ $name != *.parquet ]]; then known+=("$DATA_DIR/benchmarks/$name.parquet"); fi
+  done
+  prepare_dataset "$DATA_DIR" "$TRAIN_SET" ${known[*]:+--benchmarks-from "${known[@]}"}
 }
 
-# extend_context MODEL OUT OPTIONS...: a copy of the model with every stop token and another context window.
+# extend_context OUT OPTIONS...: a copy of the model's configuration with another context window; weights are linked.
 extend_context() {
-  local model=$1 out=$2
-  shift 2
-  made "$out/config.json" "$PYTHON" -m soup_verl.context_window --model "$model" --out "$out" "$@"
+  local out=$1
+  shift
+  made "$out/config.json" soup_verl.context_window --model "$MODEL_PATH" --out "$out" "$@"
 }
 
-# The benchmarks as Hydra's list.
-parquet_list() {
-  local files=("${BENCHMARKS[@]/#/$DATA_DIR/benchmarks/}")
-  files=("${files[@]/%/.parquet}")
+# The files of BENCHMARKS as Hydra's list.
+benchmark_files() {
+  local name files=()
+  for name in $BENCHMARKS; do files+=("$(parquet "$DATA_DIR/benchmarks" "$name")"); done
   (IFS=, && echo "[${files[*]}]")
 }
 
@@ -46,6 +68,9 @@ train() {
   fi
   if [[ -n ${DRY_RUN:-} ]]; then
     printf '%s\n' "${arguments[@]}"
+  elif [[ -n ${REHEARSE:-} ]]; then
+    exec "$PYTHON" -m soup_verl.rehearse --name "$NAME" --extent "$REHEARSE" --model "$MODEL_PATH" \
+      --data-dir "$DATA_DIR" "${PREPARATIONS[@]}" -- "${arguments[@]}"
   else
     exec "$PYTHON" -m recipe.soup.main_soup "${arguments[@]}"
   fi

@@ -3,6 +3,5 @@
 # Hardware: as there, and 36 GB of host memory a node: four kept policies, and the current one while they sample, of
 # 7.1 GB each in fp32 as the actor keeps them. A checkpoint has the kept policies: 130 GB of disk with KEEP=2.
 set -euo pipefail
-export NAME=${NAME:-r1_distill_qwen_1.5b_soup_snapshot}
-exec bash "$(dirname "${BASH_SOURCE[0]}")/run_r1_distill_qwen_1.5b.sh" \
-  soup.source=snapshot soup.snapshot.every=10 "$@"
+export NAME=${NAME:-r1_distill_qwen_1.5b_soup_snapshot} METHOD=${METHOD:-snapshot}
+exec bash "$(dirname "${BASH_SOURCE[0]}")/run_r1_distill_qwen_1.5b.sh" "$@"

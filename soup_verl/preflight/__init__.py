@@ -28,6 +28,7 @@ __all__ = [
     "Hardware",
     "Model",
     "Report",
+    "RunSettings",
     "look_at_data",
     "look_at_model",
     "preflight",
