@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
@@ -92,7 +93,9 @@ class Record:
             stage.seen = "interrupted"
             raise
         except Exception as error:
-            stage.seen = str(error) or repr(error)
+            stage.seen = " ".join(str(error).split()) or repr(error)
+            with self.log.open("a") as log:
+                traceback.print_exception(error, file=log)
             stage.log = str(getattr(error, "log", None) or self.log)
             raise
         finally:

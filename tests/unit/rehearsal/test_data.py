@@ -1,0 +1,84 @@
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from soup_verl import preflight, rehearsal
+from soup_verl.data.datasets import DATASETS
+from soup_verl.rehearsal.data import Places, Preparation, few_rows, longest_prompt, make
+from soup_verl.rehearsal.processes import StageFailed
+from tests.unit.preflight_files import SMALL, byte_tokenizer, configure, row, write_model, write_rows
+
+
+@pytest.fixture
+def places(tmp_path):
+    model = write_model(tmp_path / "a model", SMALL)
+    return Places("data/mine", tmp_path / "rehearsal", "Some/Model", model)
+
+
+def prepare(name, folder="data/mine", *more):
+    options = ["--out", folder, "--template", "tiny", "--tokenizer", "Some/Model", "--max-prompt-tokens", "500"]
+    return Preparation(f"{folder}/{name}.parquet", ["soup_verl.prepare_data", "--dataset", name, *options, *more])
+
+
+def test_only_what_is_under_the_scripts_data_folder_has_another_place(places, tmp_path):
+    assert places.own("data/mine/x.parquet") == f"{tmp_path}/rehearsal/data/x.parquet"
+    assert places.own("data/mine_too/x.parquet") == "data/mine_too/x.parquet"
+    assert places.find("data/mine/x.parquet") == "data/mine/x.parquet"  # nobody made it
+    assert places.find("Some/Model") == str(tmp_path / "a model")
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_data_set_can_be_made_from_our_rows(places, name):
+    assert make(prepare(name), places)
+    rows = pq.read_table(places.own(f"data/mine/{name}.parquet")).to_pylist()
+    assert len(rows) == 12 and {r["data_source"] for r in rows} == {name}
+
+
+def test_our_training_rows_hold_no_benchmark_question(places):
+    make(prepare("math-500", "data/mine/benchmarks"), places)
+    make(prepare("dapo-math-17k", "data/mine", "--benchmarks-from", "data/mine/benchmarks/math-500.parquet"), places)
+    report = json.loads(Path(places.own("data/mine/dapo-math-17k.report.json")).read_text())
+    assert report["kept"] == 12
+    assert report["benchmarks"] == {"math-500.parquet": {"questions": 12, "rows_dropped": 0}}
+
+
+def test_our_answers_are_right_by_the_recipes_own_reward():
+    from soup_verl.reward import compute_score
+
+    for file in Path(rehearsal.__file__).parent.glob("*.jsonl"):
+        for line in file.read_text().splitlines():
+            problem = json.loads(line)
+            answer = f"So it is \\boxed{{{problem['answer']}}}."
+            assert compute_score("math", answer, problem["answer"], {})["score"] == 1, problem
+
+
+def test_a_file_that_is_there_is_left_alone(places, tmp_path):
+    file = tmp_path / "mine.parquet"
+    file.write_bytes(b"the user's")
+    assert not make(Preparation(str(file), ["soup_verl.prepare_data"]), places)
+    assert file.read_bytes() == b"the user's" and not (tmp_path / "rehearsal").exists()
+
+
+def test_a_command_that_fails_says_what_it_said(places):
+    with pytest.raises(StageFailed, match=r"prepare_data --dataset gsm8k .* --template='nope': expected one of"):
+        make(Preparation("data/mine/x.parquet", ["soup_verl.prepare_data", "--dataset", "gsm8k", "--out", "data/mine",
+                                                 "--template", "nope"]), places)  # fmt: skip
+
+
+def test_a_few_short_rows_stand_for_a_file(tmp_path):
+    file = write_rows(tmp_path / "train.parquet", [row("?" * length, i) for i, length in enumerate([9, 2, 7, 3])])
+    before = file.read_bytes()
+    (few,) = few_rows([str(file)], 2, tmp_path / "few")
+    assert [r["extra_info"]["index"] for r in pq.read_table(few).to_pylist()] == [1, 3]
+    assert few == f"{tmp_path}/few/0/train.parquet" and file.read_bytes() == before
+    assert few_rows(["rows.jsonl"], 2, tmp_path / "x") == ["rows.jsonl"]
+
+
+def test_the_longest_prompt_is_counted_as_the_model_sees_it(tmp_path):
+    train = write_rows(tmp_path / "t.parquet", [row("12345")])
+    val = write_rows(tmp_path / "v.parquet", [row("123")])
+    run = preflight.settings_of(configure(data__train_files=train, data__val_files=val))
+    # <s> and </s> are tokens: <s>user:12345</s><s>assistant: is 1 + 5 + 5 + 1 + 1 + 10
+    assert longest_prompt(run, byte_tokenizer()) == 23

@@ -1,0 +1,115 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from soup_verl.rehearsal.processes import Processes, StageFailed, last_words, wait_until
+
+CHILD = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
+
+
+@pytest.fixture
+def processes(tmp_path):
+    found = Processes(tmp_path)
+    yield found
+    found.end_all()
+
+
+def start(processes, tmp_path, code):
+    return processes.start([sys.executable, "-c", code], tmp_path / "logs" / "out.log")
+
+
+def until(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+def test_children_belong_to_it_too_and_all_are_ended(processes, tmp_path):
+    driver = start(processes, tmp_path, CHILD + "time.sleep(60)")
+    assert until(lambda: len(processes.running()) == 2)
+    driver.kill()
+    driver.wait()
+    (orphan,) = processes.wait_for_the_end_of_all(0.3)
+    processes.end_all()
+    assert processes.running() == [] and until(lambda: not os.path.exists(f"/proc/{orphan}"))
+
+
+def test_the_processes_of_another_rehearsal_are_left_alone(tmp_path, processes):
+    other = Processes(tmp_path / "other")
+    theirs = start(other, tmp_path, "import time; time.sleep(60)")
+    processes.end_all()
+    assert theirs.poll() is None
+    other.end_all()
+    assert theirs.wait() == -signal.SIGKILL
+
+
+def test_nothing_of_somebody_elses_cluster_is_inherited(processes, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    monkeypatch.setenv("HF_HOME", "/cache")
+    code = "import os; print([n for n in ('RAY_ADDRESS', 'MASTER_PORT', 'HF_HOME') if n in os.environ])"
+    assert start(processes, tmp_path, code).wait() == 0
+    assert (tmp_path / "logs" / "out.log").read_text() == "['HF_HOME']\n"
+
+
+def test_a_process_that_ends_too_early_is_a_failure_with_its_words(processes, tmp_path):
+    log = tmp_path / "logs" / "out.log"
+    process = start(processes, tmp_path, "print('error: no such key'); print('bye'); raise SystemExit(3)")
+    with pytest.raises(StageFailed, match=r"exit code 3 without a report: error: no such key") as failed:
+        wait_until(lambda: False, process, log, what="a report", limit=20)
+    assert failed.value.log == log
+
+
+def test_what_was_left_behind_counts_even_if_the_process_has_ended(processes, tmp_path):
+    process = start(processes, tmp_path, "")
+    process.wait()
+    wait_until(lambda: True, process, tmp_path / "x", what="it", limit=20)
+
+
+def test_a_process_without_a_sign_is_a_failure_too(processes, tmp_path):
+    process = start(processes, tmp_path, "import time; time.sleep(60)")
+    with pytest.raises(StageFailed, match="no step within 0 s"):
+        wait_until(lambda: False, process, tmp_path / "x", what="step", limit=0)
+
+
+def test_the_last_error_speaks_for_a_log(tmp_path):
+    log = tmp_path / "log"
+    assert last_words(log) == "no message"
+    log.write_text("\x1b[31mone\x1b[0m\n\ntwo\n\n")
+    assert last_words(log) == "two"
+    log.write_text("error: first\nerror: second\nlast\n")
+    assert last_words(log) == "error: second"
+
+
+HANGING = """
+import sys, time
+from pathlib import Path
+from soup_verl import rehearse
+from soup_verl.rehearsal import stages
+
+def hang(self, stage):
+    self._small.processes.start([sys.executable, "-c", "import time; time.sleep(60)"], self._folder / "x.log")
+    time.sleep(60)
+
+stages.Rehearsal._settings = hang
+rehearse.FOLDER = Path(sys.argv[1])
+sys.exit(rehearse.main(["--name", "x", "--model", "m", "--data-dir", "d", "--", "a=1"]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_rehearsal_leaves_no_process(tmp_path, number):
+    """The whole command, of which the first stage hangs with a process under way."""
+    rehearsal = subprocess.Popen([sys.executable, "-c", HANGING, tmp_path], stderr=subprocess.PIPE, text=True)
+    processes = Processes(tmp_path / "x")
+    assert until(processes.running, 60)
+    rehearsal.send_signal(number)
+    assert rehearsal.wait(30) == 130
+    assert rehearsal.stderr.read().endswith("rehearse: interrupted; every process of it has been ended\n")
+    assert processes.running() == []
+    assert '"seen": "interrupted"' in (tmp_path / "x" / "rehearsal.json").read_text()
