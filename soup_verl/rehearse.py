@@ -26,7 +26,6 @@ from soup_verl.rehearsal.processes import Processes
 from soup_verl.rehearsal.record import FILE, Record, show
 from soup_verl.rehearsal.stages import ALL, STEPS, Rehearsal
 
-FOLDER = Path("runs/rehearsals")
 EXTENTS = {"1": ALL, "steps": STEPS}
 
 
@@ -40,7 +39,7 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Preparatio
     head, script = list(argv[:place]), list(argv[place + 1 :])
     starts = [i for i, argument in enumerate(head) if argument == "--made"]
     parser = argparse.ArgumentParser(prog="python -m soup_verl.rehearse", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--name", required=True, help="of the run")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the rehearsal")
     parser.add_argument("--extent", default="1", help=" or ".join(EXTENTS))
     parser.add_argument("--model", required=True, help="folder, or name on the hub")
     parser.add_argument("--data-dir", required=True, help="the script's folder of prepared data; only read")
@@ -79,7 +78,7 @@ def claimed(folder: Path) -> Iterator[None]:
 
 def rehearse(options: argparse.Namespace, made: Sequence[Preparation], script: Sequence[str]) -> Record:
     """Run every stage, or as far as they go; nothing of it runs any more when this returns."""
-    folder = (FOLDER / options.name).absolute()
+    folder = options.out.absolute()
     if options.extent not in EXTENTS:
         raise NotStarted(f"REHEARSE={options.extent}: expected {' or '.join(EXTENTS)}")
     with claimed(folder):

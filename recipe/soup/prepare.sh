@@ -69,7 +69,7 @@ train() {
   if [[ -n ${DRY_RUN:-} ]]; then
     printf '%s\n' "${arguments[@]}"
   elif [[ -n ${REHEARSE:-} ]]; then
-    exec "$PYTHON" -m soup_verl.rehearse --name "$NAME" --extent "$REHEARSE" --model "$MODEL_PATH" \
+    exec "$PYTHON" -m soup_verl.rehearse --out "$REHEARSAL" --extent "$REHEARSE" --model "$MODEL_PATH" \
       --data-dir "$DATA_DIR" "${PREPARATIONS[@]}" -- "${arguments[@]}"
   else
     exec "$PYTHON" -m recipe.soup.main_soup "${arguments[@]}"

@@ -23,6 +23,7 @@ TEMPLATE=${TEMPLATE:-r1-distill} # how a question is put, for data sets by name:
 METHOD=${METHOD:-soup}           # soup, snapshot, replay or grpo
 NAME=${NAME:-$(basename "$MODEL_PATH")_$METHOD}
 OUT=${OUT:-runs/$NAME}
+REHEARSAL=${REHEARSAL:-runs/rehearsals/$NAME} # with REHEARSE=1, in place of OUT
 NNODES=${NNODES:-1}
 GPUS=${GPUS:-8}                  # a node
 TP=${TP:-1}                      # of the rollout engine

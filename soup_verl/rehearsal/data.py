@@ -98,7 +98,7 @@ def _run_module(module: str, arguments: Sequence[str]) -> None:
         sys.stderr.write(said.getvalue())
 
 
-def few_rows(files: Sequence[str], count: int, folder: Path) -> list[str]:
+def few_rows(files: Sequence[str], count: int, folder: Path, *, prompt_key: str = "prompt") -> list[str]:
     """Copies of parquet files with no more than their `count` shortest prompts each; other files as they are."""
     import pyarrow.parquet as pq
 
@@ -108,7 +108,7 @@ def few_rows(files: Sequence[str], count: int, folder: Path) -> list[str]:
             found.append(file)
             continue
         table = pq.read_table(file)
-        lengths = [len(str(prompt)) for prompt in table.column("prompt").to_pylist()]
+        lengths = [len(str(prompt)) for prompt in table.column(prompt_key).to_pylist()]
         shortest = sorted(sorted(range(len(lengths)), key=lengths.__getitem__)[:count])
         target = folder / str(place) / Path(file).name
         target.parent.mkdir(parents=True)

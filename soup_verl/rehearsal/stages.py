@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,9 @@ class Rehearsal:
             OmegaConf.update(self._config, f"data.{split}_files", files)
         train, val = as_list(self._config.data.train_files), as_list(self._config.data.val_files)
         rows = changes.PROMPTS * changes.batches(self._own)
-        self._train = few_rows(train, -(-rows // len(train)), self._folder / "rows" / "train")
-        self._val = few_rows(val, changes.VALIDATION_ROWS, self._folder / "rows" / "val")
+        few = partial(few_rows, prompt_key=self._own.get("data.prompt_key", "prompt"))
+        self._train = few(train, -(-rows // len(train)), self._folder / "rows" / "train")
+        self._val = few(val, changes.VALIDATION_ROWS, self._folder / "rows" / "val")
         stage.seen = (
             f"{len(train)} training and {len(val)} validation files, {len(ours)} of them made from our own rows"
         )

@@ -13,6 +13,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from soup_verl import run_log
+from soup_verl.rehearsal.processes import processes_with
 from soup_verl.series import FINISHED
 
 ROOT = Path(__file__).parents[2]
@@ -176,15 +177,3 @@ def _alive(folder: Path) -> list[str]:
         except OSError:
             continue
     return [line for line in found if line]
-
-
-def processes_with(variable: str) -> list[int]:
-    """Processes in whose environment `NAME=value` stands."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if variable.encode() in (process / "environ").read_bytes().split(b"\0"):
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.e2e import examples
+from tests.e2e import examples, rehearsals
 from tests.e2e.cluster import TwoNodes
 from tests.e2e.launch import LIMIT, PREFIXES, ROOT, Run, launch, launch_series
 from tests.faults.kills import Kill, killed_run
@@ -243,6 +243,10 @@ def _when(file: Path, action: Callable[[], None]) -> None:
     action()
 
 
+def _rehearsal(name: str) -> Launch:
+    return _single(name, lambda _, folder: rehearsals.rehearse(name, folder), long=True)
+
+
 LAUNCHES = (  # the longest first
     Launch(tuple(_series_runs(None)), _series),
     _single("two_nodes", _two_nodes, long=True),
@@ -254,4 +258,5 @@ LAUNCHES = (  # the longest first
     _strategy("fsdp2", "bf16"),
     Launch(("snapshot_fsdp2", "disk_full"), _offload),
     _VERL_GRPO,
+    *(_rehearsal(name) for name in rehearsals.SCRIPTS),
 )

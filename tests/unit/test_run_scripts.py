@@ -126,7 +126,14 @@ def test_a_rehearsal_is_handed_the_very_command(tmp_path):
     place = call.index("--")
     assert call[place + 1 :] == script_settings("run_qwen2.5_math_7b_snapshot.sh", "x=1 2", **knobs)
     assert call[:2] == ["-m", "soup_verl.rehearse"]
-    assert call[2:8] == ["--name", "qwen2.5_math_7b_soup_snapshot", "--extent", "1", "--model", "Qwen/Qwen2.5-Math-7B"]
+    assert call[2:8] == [
+        "--out",
+        "runs/rehearsals/qwen2.5_math_7b_soup_snapshot",
+        "--extent",
+        "1",
+        "--model",
+        "Qwen/Qwen2.5-Math-7B",
+    ]
     made = [call[i + 1 : i + 3] for i in range(place) if call[i] == "--made"]
     assert [Path(file).name for file, _ in made] == ["math-500.parquet", "openr1-math-46k.parquet", "config.json"]
     assert [module.rpartition(".")[2] for _, module in made] == ["prepare_data", "prepare_data", "context_window"]

@@ -88,7 +88,6 @@ def test_the_last_error_speaks_for_a_log(tmp_path):
 
 HANGING = """
 import sys, time
-from pathlib import Path
 from soup_verl import rehearse
 from soup_verl.rehearsal import stages
 
@@ -97,15 +96,14 @@ def hang(self, stage):
     time.sleep(60)
 
 stages.Rehearsal._settings = hang
-rehearse.FOLDER = Path(sys.argv[1])
-sys.exit(rehearse.main(["--name", "x", "--model", "m", "--data-dir", "d", "--", "a=1"]))
+sys.exit(rehearse.main(["--out", sys.argv[1], "--model", "m", "--data-dir", "d", "--", "a=1"]))
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_rehearsal_leaves_no_process(tmp_path, number):
     """The whole command, of which the first stage hangs with a process under way."""
-    rehearsal = subprocess.Popen([sys.executable, "-c", HANGING, tmp_path], stderr=subprocess.PIPE, text=True)
+    rehearsal = subprocess.Popen([sys.executable, "-c", HANGING, tmp_path / "x"], stderr=subprocess.PIPE, text=True)
     processes = Processes(tmp_path / "x")
     assert until(processes.running, 60)
     rehearsal.send_signal(number)
