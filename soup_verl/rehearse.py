@@ -56,8 +56,11 @@ def claimed(folder: Path) -> Iterator[None]:
     Raises:
         NotStarted: another rehearsal is under way there, or it holds something else than a rehearsal.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise NotStarted(f"{folder}: expected a folder that can be written ({error.strerror})") from None
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -110,8 +110,9 @@ def few_rows(files: Sequence[str], count: int, folder: Path, *, prompt_key: str 
         table = pq.read_table(file)
         lengths = [len(str(prompt)) for prompt in table.column(prompt_key).to_pylist()]
         shortest = sorted(sorted(range(len(lengths)), key=lengths.__getitem__)[:count])
-        target = folder / str(place) / Path(file).name
-        target.parent.mkdir(parents=True)
+        name = Path(file).name
+        target = folder / (name if not (folder / name).exists() else f"{place}_{name}")
+        folder.mkdir(parents=True, exist_ok=True)
         pq.write_table(table.take(shortest), target)
         found.append(str(target))
     return found

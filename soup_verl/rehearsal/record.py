@@ -67,6 +67,9 @@ class Record:
         """What this process's own stages print."""
         return self.folder / "rehearsal.log"
 
+    def asks_for(self, name: str) -> bool:
+        return any(stage.name == name and stage.verdict != NOT_ASKED for stage in self.stages)
+
     def assignments(self) -> list[str]:
         """The overrides as arguments."""
         return [assignment(key, value) for key, value in self.overrides.items()]

@@ -42,13 +42,14 @@ class SmallRun:
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
 
-    def begin(self, arguments: Sequence[str], plan: Plan, own: RunSettings) -> None:
+    def begin(self, arguments: Sequence[str], plan: Plan, own: RunSettings, validation: Sequence[str]) -> None:
         """
         Args:
             own: the script's own settings.
+            validation: files.
         """
         self._command = [sys.executable, "-m", "recipe.soup.main_soup", *arguments]
-        self.plan, self.own = plan, own
+        self.plan, self.own, self.validation = plan, own, validation
         self.start("run")
 
     def start(self, log: str) -> None:
@@ -172,7 +173,7 @@ class RunStages:
         sampling = f"{ROLLOUT}.val_kwargs"
         greedy = not own.get(f"{sampling}.do_sample", False)
         command = ["soup_verl.evaluate", "--model", str(run.out / f"global_step_{run.plan.steps}")]
-        command += ["--data", *map(str, sorted((run.folder / "rows" / "val").glob("*/*.parquet")))]
+        command += ["--data", *run.validation]
         command += ["--max-tokens", str(RESPONSE_TOKENS), "--out", str(run.folder / "evaluation")]
         command += [
             "--n",

@@ -15,7 +15,7 @@ from soup_verl import preflight
 from soup_verl.context_window import local_model
 from soup_verl.rehearsal import overrides as changes
 from soup_verl.rehearsal.data import Places, Preparation, as_list, few_rows, longest_prompt, make
-from soup_verl.rehearsal.record import NOT_REACHED, Record, Stage, override_lines
+from soup_verl.rehearsal.record import Record, Stage, override_lines
 from soup_verl.rehearsal.run_stages import RunStages, SmallRun
 from soup_verl.shrink_model import HIDDEN, write_shrunk
 
@@ -60,9 +60,7 @@ class Rehearsal:
             "data": self._data,
             "overrides": self._overrides,
             "preflight": self._preflight,
-            **RunStages(
-                self._small, whole="kill" not in [s.name for s in record.stages if s.verdict == NOT_REACHED]
-            ).all,
+            **RunStages(self._small, whole=not record.asks_for("kill")).all,
         }
 
     def run(self) -> None:
@@ -70,10 +68,10 @@ class Rehearsal:
         Raises:
             Exception: what ended a stage; the record has it.
         """
-        for asked in self._record.stages:
-            if asked.verdict == NOT_REACHED:
-                with self._record.stage(asked.name) as stage:
-                    self._stages[asked.name](stage)
+        for name, run in self._stages.items():
+            if self._record.asks_for(name):
+                with self._record.stage(name) as stage:
+                    run(stage)
 
     def end(self) -> None:
         """End every process that it started."""
@@ -147,7 +145,7 @@ class Rehearsal:
         report = preflight.report(self._config, whole, GPUS, self._looked_at, data)
         report.write(self._folder)
         report.raise_if_refused()
-        self._small.begin([*self._script, *self._record.assignments()], self._plan, self._own)
+        self._small.begin([*self._script, *self._record.assignments()], self._plan, self._own, self._val)
         found = self._small.preflight()
         stage.seen = (
             f"none of {len(report.findings)} findings on the script's own settings refuses them, "

@@ -1,43 +1,43 @@
 """Model folders without weights, and rehearsals of the run scripts with them."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
 from tests.e2e.launch import ROOT, Run, execute
 from tests.unit.preflight_files import DATA, QWEN_7B, QWEN_TOKENIZER, write_model
-from tests.unit.tokenizer_families import write_llama_like, write_qwen3_like, write_r1_like
+from tests.unit.tokenizer_families import write_llama_like, write_qwen3_like, write_qwen25_math_like, write_r1_like
 
 R1_TOKENIZER = DATA / "r1_distill_tokenizer_like"
 
 
 def write_qwen(folder: Path) -> Path:
-    """Qwen2.5-Math-7B's configuration with its tokenizer; with a small one of another family where that is not at hand."""
-    if not QWEN_TOKENIZER.is_dir():
-        return write_qwen3_like(folder)
-    return write_model(
-        folder, QWEN_7B | {"max_position_embeddings": 4096, "rope_theta": 10000}, tokenizer=QWEN_TOKENIZER
-    )
+    """Qwen2.5-Math-7B's configuration with its tokenizer, or a small one like it where that is not at hand."""
+    config = QWEN_7B | {"max_position_embeddings": 4096, "rope_theta": 10000}
+    if QWEN_TOKENIZER.is_dir():
+        return write_model(folder, config, tokenizer=QWEN_TOKENIZER)
+    return write_qwen25_math_like(folder)
 
 
 def write_r1(folder: Path) -> Path:
-    """R1-Distill-Qwen-1.5B's configuration and tokenizer; a small tokenizer like it where that is not at hand."""
-    if not R1_TOKENIZER.is_dir():
-        return write_r1_like(folder)
-    folder.mkdir(parents=True)
-    for file in R1_TOKENIZER.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
+    """R1-Distill-Qwen-1.5B's configuration and tokenizer, or a small one like it with as wide a window."""
+    if R1_TOKENIZER.is_dir():
+        return Path(shutil.copytree(R1_TOKENIZER, folder, copy_function=shutil.copyfile))
+    file = write_r1_like(folder) / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"max_position_embeddings": 131072}))
     return folder
 
 
 MODELS = {"qwen": write_qwen, "r1": write_r1, "llama": write_llama_like, "qwen3": write_qwen3_like}
+SHORT = {"RESPONSE_TOKENS": "2048"}  # their window is 4096
 SCRIPTS = {
     "rehearsed_qwen": ("run_qwen2.5_math_7b.sh", "qwen", "1", {}),
     "rehearsed_r1_snapshot": ("run_r1_distill_qwen_1.5b_snapshot.sh", "r1", "1", {}),
     "rehearsed_qwen_snapshot": ("run_qwen2.5_math_7b_snapshot.sh", "qwen", "steps", {}),
     "rehearsed_r1": ("run_r1_distill_qwen_1.5b.sh", "r1", "steps", {}),
-    "rehearsed_llama": ("run.sh", "llama", "steps", {"DATA": "gsm8k", "BENCHMARKS": "gsm8k-test"}),
-    "rehearsed_qwen3": ("run.sh", "qwen3", "steps", {"DATA": "math-level3-5", "METHOD": "grpo"}),
+    "rehearsed_llama": ("run.sh", "llama", "steps", SHORT | {"DATA": "gsm8k", "BENCHMARKS": "gsm8k-test"}),
+    "rehearsed_qwen3": ("run.sh", "qwen3", "steps", SHORT | {"DATA": "math-level3-5", "METHOD": "grpo"}),
 }
 """By name: script, model, REHEARSE, further knobs."""
 

@@ -72,7 +72,9 @@ def test_a_few_short_rows_stand_for_a_file(tmp_path):
     before = file.read_bytes()
     (few,) = few_rows([str(file)], 2, tmp_path / "few")
     assert [r["extra_info"]["index"] for r in pq.read_table(few).to_pylist()] == [1, 3]
-    assert few == f"{tmp_path}/few/0/train.parquet" and file.read_bytes() == before
+    assert few == f"{tmp_path}/few/train.parquet" and file.read_bytes() == before
+    again = few_rows([str(file), str(file)], 9, tmp_path / "twice")  # evaluation tells files apart by their names
+    assert again == [f"{tmp_path}/twice/train.parquet", f"{tmp_path}/twice/1_train.parquet"]
     assert few_rows(["rows.jsonl"], 2, tmp_path / "x") == ["rows.jsonl"]
 
 
