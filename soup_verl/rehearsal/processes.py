@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 MARK = "SOUP_REHEARSAL"
 ELSEWHERE = (
     "RAY_ADDRESS",
@@ -70,12 +72,13 @@ class Processes:
     def running(self) -> list[int]:
         return processes_with(self._mark)
 
-    def wait_for_the_end_of_all(self, seconds: float) -> list[int]:
-        """Those that still run after so many seconds."""
-        deadline = time.monotonic() + seconds
-        while (left := self.running()) and time.monotonic() < deadline:
-            time.sleep(PERIOD)
-        return left
+    def look(self) -> dict[psutil.Process, str]:
+        """Those that run now, with their command lines."""
+        found = {}
+        for process in map(psutil.Process, self.running()):
+            with suppress(psutil.Error):  # it has ended since
+                found[process] = " ".join(process.cmdline())
+        return found
 
     def end_all(self) -> None:
         """SIGKILL to whatever runs, until nothing does."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from soup_verl import checkpoint, run_log
 from soup_verl.preflight.report import FILE as PREFLIGHT_FILE
@@ -20,19 +24,43 @@ from soup_verl.rehearsal.record import Stage
 
 LIMIT = 900.0
 """Seconds a stage may take; most take a minute."""
-END = 90.0
-"""Seconds a killed run's processes may take to end: Ray's own try for a minute to report the death of a cluster."""
-ALIGNED = 1e-2
-"""Nats that rollout and trainer may be apart on a token of the current policy, both in fp32."""
+END = 60.0
+"""Seconds a killed run's processes may take to end, as tests/e2e has it."""
+AGENTS = ("/dashboard/agent.py", "/runtime_env/agent/main.py")
+"""Two small processes of Ray's that try for a minute to report the death of their cluster."""
+ROUNDING = 1e-3
+"""Nats."""
 TRAINED = "training/global_step"
 """A metric of trained steps alone."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the small run is held against.
+
+    Args:
+        plan: its steps.
+        own: the script's own settings.
+        validation: its validation files.
+        masked: share of the model's vocabulary that its tokenizer does not have: verl keeps the engine from sampling
+            these ids, while the trainer's softmax has them; in a trained model they have no weight, in this one they do.
+    """
+
+    plan: Plan
+    own: RunSettings
+    validation: Sequence[str]
+    masked: float
+
+    @property
+    def apart(self) -> float:
+        """Nats that rollout and trainer may be apart on a token of the current policy, both in fp32."""
+        return ROUNDING - 2 * math.log(1 - self.masked)
 
 
 class SmallRun:
     """The run of the script's command with the overrides, in the folder `run` of the rehearsal."""
 
-    plan: Plan
-    own: RunSettings
+    expected: Expected
     process: subprocess.Popen[bytes]
 
     def __init__(self, folder: Path):
@@ -42,14 +70,9 @@ class SmallRun:
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
 
-    def begin(self, arguments: Sequence[str], plan: Plan, own: RunSettings, validation: Sequence[str]) -> None:
-        """
-        Args:
-            own: the script's own settings.
-            validation: files.
-        """
+    def begin(self, arguments: Sequence[str], expected: Expected) -> None:
         self._command = [sys.executable, "-m", "recipe.soup.main_soup", *arguments]
-        self.plan, self.own, self.validation = plan, own, validation
+        self.expected = expected
         self.start("run")
 
     def start(self, log: str) -> None:
@@ -124,7 +147,7 @@ class RunStages:
         return run_log.read(self._run.out) if (self._run.out / run_log.FILE).exists() else {}
 
     def _training(self, stage: Stage) -> None:
-        run, plan = self._run, self._run.plan
+        run, plan = self._run, self._run.expected.plan
         last = plan.steps if self._whole else plan.checkpoint
         run.wait(lambda: TRAINED in self._metrics().get(last, {}), f"metrics of step {last}")
         if self._whole:
@@ -136,13 +159,13 @@ class RunStages:
 
     def _look_at_steps(self, last: int) -> str:
         """The steps up to `last` have prefixes where they should, and rollout and trainer agree on a token."""
-        metrics, plan = self._metrics(), self._run.plan
+        metrics, plan = self._metrics(), self._run.expected.plan
         steps = range(plan.first, last + 1)
         tokens = [int(metrics[step].get("soup/prefix_tokens_total", 0)) for step in steps]
         apart = max(metrics[step].get("soup/alignment_error_max", 0.0) for step in range(1, last + 1))
-        if apart > ALIGNED:
+        if apart > self._run.expected.apart:
             raise self._run.failed(f"rollout and trainer are {apart:.2g} nats apart on a token: expected rounding")
-        if not self._run.own.soup.mixing:
+        if not self._run.expected.own.soup.mixing:
             return f"without prefixes, as asked for; rollout and trainer agree to {apart:.0e} nats"
         if not all(tokens):
             raise self._run.failed(f"expected prefixes in steps {list(steps)}, but their tokens are {tokens}")
@@ -151,29 +174,36 @@ class RunStages:
     def _kill(self, stage: Stage) -> None:
         run = self._run
         last = max(self._metrics())
+        found = run.processes.look()
         run.process.kill()
         run.process.wait()
-        if left := run.processes.wait_for_the_end_of_all(END):
-            raise run.failed(f"{len(left)} processes still run {END:.0f} s after the driver was killed")
-        stage.seen = f"SIGKILL to the driver in step {last + 1}; every process of the run ended by itself"
+        self._agents = [p for p, command in found.items() if any(agent in command for agent in AGENTS)]
+        ended, left = psutil.wait_procs(found.keys() - set(self._agents), timeout=END)
+        if left:
+            raise run.failed(
+                f"{len(left)} processes, such as {found[left[0]]}, run {END:.0f} s after the driver's death"
+            )
+        stage.seen = f"SIGKILL to the driver in step {last + 1}; its {len(ended)} processes ended by themselves"
 
     def _resume(self, stage: Stage) -> None:
-        run, plan = self._run, self._run.plan
+        run, plan = self._run, self._run.expected.plan
         run.start("resume")
         run.finish()
         steps = surviving_steps(trained_steps(run.out), plan.checkpoint)
         if steps != list(range(1, plan.steps + 1)):
             raise run.failed(f"expected every step from 1 to {plan.steps} once, not {steps}")
+        if left := psutil.wait_procs(self._agents, timeout=END)[1]:
+            raise run.failed(f"{len(left)} of Ray's agents of the killed run are still there")
         stage.seen = f"went on with step {plan.checkpoint + 1}: every step to {plan.steps} once, "
         stage.seen += self._look_at_steps(plan.steps)
 
     def _evaluation(self, stage: Stage) -> None:
-        run, own = self._run, self._run.own
+        run, own = self._run, self._run.expected.own
         reward = own.get("reward.custom_reward_function.path")
         sampling = f"{ROLLOUT}.val_kwargs"
         greedy = not own.get(f"{sampling}.do_sample", False)
-        command = ["soup_verl.evaluate", "--model", str(run.out / f"global_step_{run.plan.steps}")]
-        command += ["--data", *run.validation]
+        command = ["soup_verl.evaluate", "--model", str(run.out / f"global_step_{run.expected.plan.steps}")]
+        command += ["--data", *run.expected.validation]
         command += ["--max-tokens", str(RESPONSE_TOKENS), "--out", str(run.folder / "evaluation")]
         command += [
             "--n",
@@ -186,10 +216,11 @@ class RunStages:
         if reward is not None:
             command += ["--reward", f"{reward}:{own.get('reward.custom_reward_function.name')}"]
         run.call("evaluation", command)
-        results = _json(run.folder / "evaluation" / "results.json")
-        if results is None:
-            raise StageFailed("no results.json", run.log("evaluation"))
-        stage.seen = f"global_step_{run.plan.steps} merged and sampled: results of {', '.join(results['files'])}"
+        found = _json(run.folder / "evaluation" / "results.json") or {"files": {}}
+        if missing := {Path(file).name for file in run.expected.validation} - found["files"].keys():
+            raise StageFailed(f"results.json has nothing of {', '.join(sorted(missing))}", run.log("evaluation"))
+        steps, files = run.expected.plan.steps, len(run.expected.validation)
+        stage.seen = f"global_step_{steps} merged, sampled and scored on {files} files"
 
     def _report(self, stage: Stage) -> None:
         run, page = self._run, self._run.folder / "report.html"

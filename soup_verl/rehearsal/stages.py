@@ -16,7 +16,7 @@ from soup_verl.context_window import local_model
 from soup_verl.rehearsal import overrides as changes
 from soup_verl.rehearsal.data import Places, Preparation, as_list, few_rows, longest_prompt, make
 from soup_verl.rehearsal.record import Record, Stage, override_lines
-from soup_verl.rehearsal.run_stages import RunStages, SmallRun
+from soup_verl.rehearsal.run_stages import Expected, RunStages, SmallRun
 from soup_verl.shrink_model import HIDDEN, write_shrunk
 
 STEPS = ("settings", "model", "data", "overrides", "preflight", "validation", "training")
@@ -145,7 +145,9 @@ class Rehearsal:
         report = preflight.report(self._config, whole, GPUS, self._looked_at, data)
         report.write(self._folder)
         report.raise_if_refused()
-        self._small.begin([*self._script, *self._record.assignments()], self._plan, self._own, self._val)
+        masked = max(0.0, 1 - len(self._looked_at.tokenizer) / self._vocab)
+        expected = Expected(self._plan, self._own, self._val, masked)
+        self._small.begin([*self._script, *self._record.assignments()], expected)
         found = self._small.preflight()
         stage.seen = (
             f"none of {len(report.findings)} findings on the script's own settings refuses them, "
