@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from soup_verl.data.datasets import find_dataset
-from soup_verl.preflight.data import read_split, render
+from soup_verl.preflight import Model
+from soup_verl.preflight.data import read_split, token_ids
 from soup_verl.preflight.run_settings import RunSettings
+from soup_verl.prompt_builder import prompt_builder
 from soup_verl.rehearsal.processes import StageFailed
 
 PREPARE_DATA = "soup_verl.prepare_data"
@@ -118,14 +120,16 @@ def few_rows(files: Sequence[str], count: int, folder: Path, *, prompt_key: str 
     return found
 
 
-def longest_prompt(run: RunSettings, tokenizer: Any) -> int:
-    """Tokens of the longest prompt of both splits."""
-    texts = []
-    for split in ("train", "val"):
-        found = read_split(run, split)
-        if found is not None:
-            texts += [render(tokenizer, run, split, row, prompt) for row, prompt in found.prompts.items()]
-    return max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
+def longest_prompt(run: RunSettings, model: Model) -> int:
+    """Tokens of the longest prompt of both splits, by verl's own builder of prompts."""
+    template_args = run.get("data.apply_chat_template_kwargs", {})
+    builder = prompt_builder(model.tokenizer, model_type=model.model_type, template_args=template_args)
+    splits = {split: found.prompts for split in ("train", "val") if (found := read_split(run, split)) is not None}
+    return max(
+        len(token_ids(builder, run, split, row, prompt))
+        for split, prompts in splits.items()
+        for row, prompt in prompts.items()
+    )
 
 
 def as_list(files: Any) -> list[str]:

@@ -139,6 +139,7 @@ def places(run: RunSettings, folder: Path, *, model: Path, train: list[str], val
         f"{MODEL}.path": str(model),
         "trainer.default_local_dir": str(folder / "run"),
         "trainer.resume_mode": "auto",
+        "trainer.logger": ["console", "file"],  # no tracker hears of it
         "hydra.run.dir": str(folder / "hydra"),
         **{f"trainer.{key}": str(folder / key) for key in written if run.get(f"trainer.{key}") is not None},
     }
@@ -148,8 +149,12 @@ def not_exercised(run: RunSettings) -> dict[str, Any]:
     return {key: False for key in NOT_EXERCISED if run.get(key)}
 
 
-def as_on_gpu(run: RunSettings) -> dict[str, Any]:
-    return {key: run.get(key) for key in AS_ON_GPU}
+def as_on_gpu(run: RunSettings, platform: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Args:
+        platform: the content of the GPU platform's file, which the CPU's stands in for.
+    """
+    return {key: run.get(key) for key in (*AS_ON_GPU, *(key for key, _ in leaves(platform)))}
 
 
 def hidden_settings(platform: Mapping[str, Any], composed: RunSettings, *, decided: Collection[str]) -> dict[str, Any]:

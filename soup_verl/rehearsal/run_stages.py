@@ -43,7 +43,8 @@ class Expected:
         own: the script's own settings.
         validation: its validation files.
         masked: share of the model's vocabulary that its tokenizer does not have: verl keeps the engine from sampling
-            these ids, while the trainer's softmax has them; in a trained model they have no weight, in this one they do.
+            these ids, while the trainer's softmax has them. In a trained model they weigh nothing, in a random one
+            as much as others.
     """
 
     plan: Plan
@@ -202,15 +203,10 @@ class RunStages:
         reward = own.get("reward.custom_reward_function.path")
         sampling = f"{ROLLOUT}.val_kwargs"
         greedy = not own.get(f"{sampling}.do_sample", False)
+        temperature, n = (0, 1) if greedy else (own.get(f"{sampling}.temperature"), 2)
         command = ["soup_verl.evaluate", "--model", str(run.out / f"global_step_{run.expected.plan.steps}")]
-        command += ["--data", *run.expected.validation]
-        command += ["--max-tokens", str(RESPONSE_TOKENS), "--out", str(run.folder / "evaluation")]
-        command += [
-            "--n",
-            "1" if greedy else "2",
-            "--temperature",
-            str(0 if greedy else own.get(f"{sampling}.temperature")),
-        ]
+        command += ["--data", *run.expected.validation, "--out", str(run.folder / "evaluation")]
+        command += ["--max-tokens", str(RESPONSE_TOKENS), "--n", str(n), "--temperature", str(temperature)]
         command += ["--top-p", str(own.get(f"{sampling}.top_p", 1.0))]
         command += ["--chat-template-args", json.dumps(own.get("data.apply_chat_template_kwargs", {}))]
         if reward is not None:

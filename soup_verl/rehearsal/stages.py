@@ -24,7 +24,7 @@ ALL = (*STEPS, "kill", "resume", "evaluation", "report")
 GPUS = preflight.Hardware(gpus=8, gpu_bytes=80 << 30, host_bytes=1 << 40, disk_bytes=10 << 40, described=True)
 """What the script's own settings are looked at with; no more than estimates depend on it."""
 MODEL_KEY = "actor_rollout_ref.model.path"
-PLATFORM = "recipe/soup/config/platform/cpu.yaml"
+PLATFORMS = Path("recipe/soup/config/platform")
 
 
 def compose(settings: Sequence[str]) -> DictConfig:
@@ -121,18 +121,18 @@ class Rehearsal:
         few["data"] |= {"train_files": self._train, "val_files": self._val}
         run = preflight.RunSettings.parse(few)
         self._plan = changes.plan(run, changes.batches(run))
-        tokens = longest_prompt(run, self._looked_at.tokenizer)
+        tokens = longest_prompt(run, self._looked_at)
+        gpu, cpu = (yaml.safe_load((PLATFORMS / f"{name}.yaml").read_text()) for name in ("gpu", "cpu"))
         wanted = {
             "platform": "cpu",
+            **changes.as_on_gpu(run, gpu),
             **changes.sizes(run, self._plan, prompt_tokens=tokens, vocab=self._vocab, hidden=HIDDEN),
             **changes.places(run, self._folder, model=self._folder / "model", train=self._train, val=self._val),
             **changes.not_exercised(run),
-            **changes.as_on_gpu(run),
         }
         self._record.overrides = wanted
         composed = compose([*self._script, *self._record.assignments()])
-        platform = yaml.safe_load(Path(PLATFORM).read_text())
-        wanted |= changes.hidden_settings(platform, preflight.settings_of(composed), decided=wanted)
+        wanted |= changes.hidden_settings(cpu, preflight.settings_of(composed), decided=wanted)
         own = {key: self._own.get(key) for key in wanted} | {"platform": "gpu"}
         differing = {key: value for key, value in wanted.items() if own[key] != value}
         stage.seen = f"{len(differing)} settings, and nothing else, differ from the script's own command:"
@@ -141,11 +141,12 @@ class Rehearsal:
     def _preflight(self, stage: Stage) -> None:
         """The script's own settings, for GPUs; then those of the small run, by the run itself."""
         whole = preflight.settings_of(self._config)
-        data = preflight.look_at_data(self._with_enough_rows(whole), self._looked_at.tokenizer)
-        report = preflight.report(self._config, whole, GPUS, self._looked_at, data)
+        model = self._looked_at
+        data = preflight.look_at_data(self._with_enough_rows(whole), model.tokenizer, model.model_type)
+        report = preflight.report(self._config, whole, GPUS, model, data)
         report.write(self._folder)
         report.raise_if_refused()
-        masked = max(0.0, 1 - len(self._looked_at.tokenizer) / self._vocab)
+        masked = max(0.0, 1 - len(model.tokenizer) / self._vocab)
         expected = Expected(self._plan, self._own, self._val, masked)
         self._small.begin([*self._script, *self._record.assignments()], expected)
         found = self._small.preflight()

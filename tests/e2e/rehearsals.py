@@ -6,10 +6,8 @@ import time
 from pathlib import Path
 
 from tests.e2e.launch import ROOT, Run, execute
-from tests.unit.preflight_files import DATA, QWEN_7B, QWEN_TOKENIZER, write_model
-from tests.unit.tokenizer_families import write_llama_like, write_qwen3_like, write_qwen25_math_like, write_r1_like
-
-R1_TOKENIZER = DATA / "r1_distill_tokenizer_like"
+from tests.unit.preflight_files import QWEN_7B, QWEN_TOKENIZER, R1_TOKENIZER, write_model
+from tests.unit.tokenizer_families import write_llama_like, write_qwen3_like, write_qwen_math_like, write_r1_like
 
 
 def write_qwen(folder: Path) -> Path:
@@ -17,7 +15,7 @@ def write_qwen(folder: Path) -> Path:
     config = QWEN_7B | {"max_position_embeddings": 4096, "rope_theta": 10000}
     if QWEN_TOKENIZER.is_dir():
         return write_model(folder, config, tokenizer=QWEN_TOKENIZER)
-    return write_qwen25_math_like(folder)
+    return write_qwen_math_like(folder)
 
 
 def write_r1(folder: Path) -> Path:

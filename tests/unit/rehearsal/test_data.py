@@ -83,4 +83,4 @@ def test_the_longest_prompt_is_counted_as_the_model_sees_it(tmp_path):
     val = write_rows(tmp_path / "v.parquet", [row("123")])
     run = preflight.settings_of(configure(data__train_files=train, data__val_files=val))
     # <s> and </s> are tokens: <s>user:12345</s><s>assistant: is 1 + 5 + 5 + 1 + 1 + 10
-    assert longest_prompt(run, byte_tokenizer()) == 23
+    assert longest_prompt(run, preflight.Model(tokenizer=byte_tokenizer())) == 23

@@ -7,8 +7,6 @@ from soup_verl import preflight
 from soup_verl.rehearsal import overrides
 from tests.unit.preflight_files import TRAINING, configure
 
-SOUP = "soup.source=lookahead"
-
 
 def settings(*given, example=None):
     return preflight.settings_of(configure(*TRAINING, *given, example=example))
@@ -86,12 +84,23 @@ def test_nothing_is_read_or_written_outside():
     run = settings("trainer.validation_data_dir=/data/validations", "trainer.resume_mode=disable")
     found = overrides.places(run, Path("/r"), model=Path("/r/model"), train=["/r/t"], val=["/r/v"])
     assert found["trainer.default_local_dir"] == "/r/run" and found["trainer.resume_mode"] == "auto"
+    assert found["trainer.logger"] == ["console", "file"]
     assert found["trainer.validation_data_dir"] == "/r/validation_data_dir" and "trainer.rollout_data_dir" not in found
 
 
 def test_what_a_random_model_would_wait_for_is_off():
     assert overrides.not_exercised(settings(example="neighbors=dapo")) == {"algorithm.filter_groups.enable": False}
     assert overrides.not_exercised(settings()) == {}
+
+
+def test_what_a_cpu_can_do_stays_as_on_the_gpu():
+    run = settings("soup.behavior_log_probs=actor", "actor_rollout_ref.model.use_remove_padding=false")
+    assert overrides.as_on_gpu(run, {"soup": {"behavior_log_probs": "rollout"}}) == {
+        "actor_rollout_ref.actor.strategy": "fsdp",
+        "actor_rollout_ref.model.use_remove_padding": False,
+        "actor_rollout_ref.model.enable_gradient_checkpointing": True,
+        "soup.behavior_log_probs": "actor",
+    }
 
 
 def test_the_platform_wins_over_the_script_but_not_over_the_rehearsal():
