@@ -2,8 +2,8 @@
 # The checks, in an environment of their own: lint, format, shell scripts, image recipe, types, fast tests, end-to-end
 # runs on this machine's CPU.
 #   bash scripts/check.sh          under 20 minutes on two cores
-#   bash scripts/check.sh --all    also killed processes, a lost node, evaluation, whole data sets, limits of time and
-#                                  memory; CI runs this
+#   bash scripts/check.sh --all    also killed processes, a lost node, evaluation, every run script rehearsed, whole data
+#                                  sets, limits of time and memory; CI runs this
 #   bash scripts/check.sh --fast   without end-to-end runs
 # SOUP_VENV names the environment's folder (default .venv). A failing stage does not stop the later ones.
 set -euo pipefail

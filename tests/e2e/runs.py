@@ -249,6 +249,7 @@ def _rehearsal(name: str) -> Launch:
 
 LAUNCHES = (  # the longest first
     Launch(tuple(_series_runs(None)), _series),
+    *(_rehearsal(name) for name in rehearsals.SCRIPTS),
     _single("two_nodes", _two_nodes, long=True),
     _single("resumed", _resumed, long=True),
     Launch(("snapshot_fsdp", "snapshot_resumed", "reward_raises"), _fsdp),
@@ -258,5 +259,4 @@ LAUNCHES = (  # the longest first
     _strategy("fsdp2", "bf16"),
     Launch(("snapshot_fsdp2", "disk_full"), _offload),
     _VERL_GRPO,
-    *(_rehearsal(name) for name in rehearsals.SCRIPTS),
 )

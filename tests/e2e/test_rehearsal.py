@@ -61,3 +61,12 @@ def test_the_kill_came_between_two_starts(run, name):
     starts = [[step for step, _ in run_log.read_file(file)] for file in sorted(folder.glob("metrics*.jsonl"))]
     kept = record(run(name))["overrides"]["trainer.save_freq"]
     assert len(starts) == 2 and kept in starts[0] and kept + 1 in starts[1]
+
+
+@each(["rehearsed_llama"])
+def test_data_and_reward_of_ones_own_are_what_is_rehearsed(run, name):
+    """The reward tells responses apart, so that even a random model is trained."""
+    folder = run(name).folder / "re hearsal" / "run"
+    metrics = run_log.read(folder)
+    assert all(metrics[step]["actor/grad_norm"] > 0 for step in metrics if step)
+    assert "val-core/varied/acc/mean@2" in metrics[0]
