@@ -1,4 +1,4 @@
-# What run.sh needs: data, the model's context window, and the command itself. To be sourced.
+# What run.sh needs: data, a copy of the model that is ready to be trained, and the command itself. To be sourced.
 # Each step is skipped where its output is there; DRY_RUN=1 prints the training command and makes nothing; REHEARSE=1
 # leaves it all to soup_verl.rehearse, which makes the same things in a folder of its own.
 
@@ -45,8 +45,9 @@ prepare_training() {
   prepare_dataset "$DATA_DIR" "$TRAIN_SET" ${known[*]:+--benchmarks-from "${known[@]}"}
 }
 
-# extend_context OUT OPTIONS...: a copy of the model's configuration with another context window; weights are linked.
-extend_context() {
+# make_ready OUT OPTIONS...: a copy of the model that stops at every end of a turn; with OPTIONS also with another context
+# window. Weights are linked.
+make_ready() {
   local out=$1
   shift
   made "$out/config.json" soup_verl.context_window --model "$MODEL_PATH" --out "$out" "$@"

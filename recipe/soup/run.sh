@@ -37,17 +37,19 @@ RESPONSE_TOKENS=${RESPONSE_TOKENS:-8192}
 MICRO_BATCH=${MICRO_BATCH:-2}    # longest sequences that a GPU trains on at once; shorter ones fill their place
 STEPS=${STEPS:-500}
 KEEP=${KEEP:-2}                  # checkpoints; SOUP inference needs older ones too
+# Validation: responses to each of its prompts, and steps from one to the next. With the benchmarks above it has 7% as
+# many responses as the training; preflight says how many they are.
+VAL_N=${VAL_N:-4}
+TEST_EVERY=${TEST_EVERY:-100}
 REWARD_PATH=${REWARD_PATH:-pkg://soup_verl.reward}
-CONTEXT_TOKENS=${CONTEXT_TOKENS:-} # with ROPE_THETA: train a copy of the model whose window is this wide
+CONTEXT_TOKENS=${CONTEXT_TOKENS:-} # with ROPE_THETA: a context window this wide
 DATA_DIR=${DATA_DIR:-data/$(basename "$MODEL_PATH")_${TEMPLATE}_prompts_of_$PROMPT_TOKENS}
 
 prepare_benchmarks
 prepare_training
-if [[ -n $CONTEXT_TOKENS ]]; then
-  LONG_MODEL=$DATA_DIR/$(basename "$MODEL_PATH")_$((CONTEXT_TOKENS / 1024))k
-  extend_context "$LONG_MODEL" --max-position-embeddings "$CONTEXT_TOKENS" \
-    --rope-theta "${ROPE_THETA:?base of the rotary embedding, with CONTEXT_TOKENS}"
-fi
+READY_MODEL=$DATA_DIR/$(basename "$MODEL_PATH")${CONTEXT_TOKENS:+_$CONTEXT_TOKENS}
+make_ready "$READY_MODEL" ${CONTEXT_TOKENS:+--max-position-embeddings "$CONTEXT_TOKENS" \
+  --rope-theta "${ROPE_THETA:?base of the rotary embedding, with CONTEXT_TOKENS}"}
 
 DATA=(
   data.train_files="$(parquet "$DATA_DIR" "$TRAIN_SET")"
@@ -56,7 +58,7 @@ DATA=(
   data.max_prompt_length="$PROMPT_TOKENS"
   data.max_response_length="$RESPONSE_TOKENS"
 )
-MODEL=(actor_rollout_ref.model.path="${LONG_MODEL:-$MODEL_PATH}")
+MODEL=(actor_rollout_ref.model.path="$READY_MODEL")
 ACTOR=(
   actor_rollout_ref.actor.optim.lr="$LR"
   actor_rollout_ref.actor.ppo_mini_batch_size="$MINI_BATCH"
@@ -69,7 +71,7 @@ ROLLOUT=(
   actor_rollout_ref.rollout.tensor_model_parallel_size="$TP"
   actor_rollout_ref.rollout.gpu_memory_utilization=0.7
   actor_rollout_ref.rollout.max_model_len="$((PROMPT_TOKENS + RESPONSE_TOKENS))"
-  actor_rollout_ref.rollout.val_kwargs.n=8
+  actor_rollout_ref.rollout.val_kwargs.n="$VAL_N"
   actor_rollout_ref.rollout.val_kwargs.temperature=0.6
   actor_rollout_ref.rollout.val_kwargs.top_p=0.95
   actor_rollout_ref.rollout.val_kwargs.do_sample=true
@@ -83,7 +85,7 @@ TRAINER=(
   trainer.n_gpus_per_node="$GPUS"
   trainer.total_training_steps="$STEPS"
   trainer.total_epochs=1000
-  trainer.test_freq=20
+  trainer.test_freq="$TEST_EVERY"
   trainer.save_freq=20
   trainer.max_actor_ckpt_to_keep="$KEEP"
   trainer.resume_mode=auto

@@ -24,6 +24,6 @@ export MODEL_PATH=${MODEL_PATH:-Qwen/Qwen2.5-Math-7B}
 export DATA=${DATA:-openr1-math-46k}
 export TEMPLATE=${TEMPLATE:-qwen-math}
 export TP=${TP:-2}
-# The model was made for 4096 tokens; a copy of its configuration is made for 16384, the weights are linked.
+# The model was made for 4096 tokens; the copy that is trained allows for 16384.
 export CONTEXT_TOKENS=${CONTEXT_TOKENS:-16384} ROPE_THETA=${ROPE_THETA:-40000}
 exec bash "$(dirname "${BASH_SOURCE[0]}")/run.sh" "$@"

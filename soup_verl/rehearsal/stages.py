@@ -84,7 +84,7 @@ class Rehearsal:
         stage.seen = f"{len(self._script)} arguments of the script's own"
 
     def _model(self, stage: Stage) -> None:
-        """The copy with another context window, if the script makes one; its tokenizer; the small copy of it."""
+        """The copy that the script trains; its tokenizer; the small copy of it."""
         description = local_model(self._model_name, weights=False)
         self._places = Places(self._data_dir, self._folder, self._model_name, description)
         for preparation in self._made:

@@ -81,11 +81,15 @@ def scripts() -> list[str]:
 
 
 def script_settings(name: str, *given: str, **knobs: str) -> list[str]:
-    """The settings that a run script would train with: with DRY_RUN=1 it prints them, one a line."""
-    command = ["bash", str(ROOT / "recipe" / "soup" / name), *given]
+    """The settings that a run script would train with."""
+    return printed_settings(["bash", str(ROOT / "recipe" / "soup" / name), *given], **knobs)
+
+
+def printed_settings(command: list[str], **knobs: str) -> list[str]:
+    """What a run script prints with DRY_RUN=1: its settings, one a line."""
     environment = {**os.environ, "DRY_RUN": "1", **knobs}
-    output = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=True).stdout
-    return output.splitlines()
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30, check=True)
+    return done.stdout.splitlines()
 
 
 def compose(*settings: str) -> DictConfig:

@@ -55,7 +55,7 @@ def test_the_settings_of_a_model_and_data_of_ones_own():
             TEMPLATE="tiny",
         )  # fmt: skip
     )
-    assert found["actor_rollout_ref.model.path"] == "/m/a model"
+    assert found["actor_rollout_ref.model.path"] == "data/a model_tiny_prompts_of_100/a model"  # the copy that stops
     assert found["data.train_files"] == "/d/mine set.parquet"
     math = "data/a model_tiny_prompts_of_100/benchmarks/math-500.parquet"
     assert found["data.val_files"] == f"[{math},/d/held_out.parquet]"
@@ -90,7 +90,7 @@ def test_a_papers_script_is_run_sh_with_its_own_knobs():
     assert r1["actor_rollout_ref.actor.ppo_max_token_len_per_gpu"] == str(4 * (1024 + 8192))
     qwen = as_dict(script_settings("run_qwen2.5_math_7b.sh", METHOD="grpo"))
     assert qwen["trainer.experiment_name"] == "qwen2.5_math_7b_grpo" and qwen["soup.mixed_fraction"] == "0"
-    assert qwen["actor_rollout_ref.model.path"].endswith("/Qwen2.5-Math-7B_16k")
+    assert qwen["actor_rollout_ref.model.path"].endswith("/Qwen2.5-Math-7B_16384")
     assert qwen["actor_rollout_ref.rollout.tensor_model_parallel_size"] == "2"
 
 
@@ -108,16 +108,20 @@ def test_what_is_missing_is_made_in_order_and_then_the_run_starts(tmp_path):
     assert calls[0][2:6] == ["--dataset", "math-500", "--out", f"{data}/benchmarks"]
     benchmarks = [f"{data}/benchmarks/math-500.parquet", f"{data}/benchmarks/amc23.parquet"]
     assert calls[1][-3:] == ["--benchmarks-from", *benchmarks]
+    copy = ["--model", "Qwen/Qwen2.5-Math-7B", "--out", f"{data}/Qwen2.5-Math-7B_16384"]
+    assert calls[2][2:] == [*copy, "--max-position-embeddings", "16384", "--rope-theta", "40000"]
     assert calls[3][-1] == "a=1"
 
 
 def test_data_of_ones_own_needs_no_preparation(tmp_path):
     knobs = {"MODEL_PATH": "m", "DATA": "/d/t.parquet", "BENCHMARKS": "/d/v.parquet"}
-    (call,) = called("run.sh", tmp_path=tmp_path, **knobs)
-    assert call[:2] == ["-m", "recipe.soup.main_soup"]
+    copied, trained = called("run.sh", tmp_path=tmp_path, **knobs, DATA_DIR=str(tmp_path / "no data"))
+    assert copied[1:] == ["soup_verl.context_window", "--model", "m", "--out", str(tmp_path / "no data" / "m")]
+    assert trained[:2] == ["-m", "recipe.soup.main_soup"]
     # Nothing to hold the training set against: no --benchmarks-from.
     calls = called("run.sh", tmp_path=tmp_path, **knobs | {"DATA": "gsm8k", "DATA_DIR": str(tmp_path / "d")})
-    assert "--benchmarks-from" not in calls[-2] and calls[-2][2:4] == ["--dataset", "gsm8k"]
+    (prepared,) = (call for call in calls if "--dataset" in call)
+    assert "--benchmarks-from" not in prepared and prepared[2:4] == ["--dataset", "gsm8k"]
 
 
 def test_a_rehearsal_is_handed_the_very_command(tmp_path):

@@ -96,7 +96,7 @@ def test_what_a_random_model_would_wait_for_is_off():
 def test_what_a_cpu_can_do_stays_as_on_the_gpu():
     run = settings("soup.behavior_log_probs=actor", "actor_rollout_ref.model.use_remove_padding=false")
     assert overrides.as_on_gpu(run, {"soup": {"behavior_log_probs": "rollout"}}) == {
-        "actor_rollout_ref.actor.strategy": "fsdp",
+        "actor_rollout_ref.actor.strategy": "fsdp2",
         "actor_rollout_ref.model.use_remove_padding": False,
         "actor_rollout_ref.model.enable_gradient_checkpointing": True,
         "soup.behavior_log_probs": "actor",
