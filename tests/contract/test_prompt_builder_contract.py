@@ -112,7 +112,8 @@ def make_worker(monkeypatch):
 
 def asked_with(worker, agent_name):
     """The ids that a session of an agent loop asks the engine with."""
-    trajectory = {"step": 1, "sample_index": 0, "rollout_n": 0, "validate": False}
+    validate = agent_name != "soup_agent"  # the only loop that a run which mixes trains with
+    trajectory = {"step": 1, "sample_index": 0, "rollout_n": 0, "validate": validate}
     fields = {"raw_prompt": QUESTION, "session_id": 0, "index": 0, "global_steps": 1}
     with pytest.raises(Asked) as asked:
         asyncio.run(worker._run_agent_loop({}, trajectory, agent_name=agent_name, **fields))

@@ -30,6 +30,7 @@ def save_model(folder: Path, words=WORDS, template=TEMPLATE, name="model") -> Pa
     fast.chat_template = template
     fast.save_pretrained(folder / name)
     (folder / name / "config.json").write_text(json.dumps({"max_position_embeddings": 24, "name": name}))
+    (folder / name / "generation_config.json").write_text("{}")
     return folder / name
 
 
