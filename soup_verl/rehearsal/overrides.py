@@ -16,8 +16,6 @@ BATCHES = 6  # of the training data; 2 where history begins with a prompt's seco
 VALIDATION_ROWS, VALIDATION_RESPONSES = 2, 2  # of a benchmark, of a row
 AS_ON_GPU = (f"{ACTOR}.strategy", f"{MODEL}.use_remove_padding", f"{MODEL}.enable_gradient_checkpointing")
 """What the platform changes and a CPU can do: it stays the script's."""
-NOT_EXERCISED = {"algorithm.filter_groups.enable": "a random model solves nothing, so no group would ever be kept"}
-"""Switches that cannot be on, and why."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +119,13 @@ def _history(run: RunSettings) -> dict[str, Any]:
         given = {"low": lengths.low, "high": lengths.high, "schedule.final": lengths.schedule.final}
         found |= {f"soup.prefix_length.{k}": min(v, room) for k, v in given.items() if v is not None}
     total = run.get("trainer.total_training_steps")
-    for key, schedule in (
-        ("mixed_fraction_schedule", soup.mixed_fraction_schedule),
-        ("prefix_length.schedule", lengths.schedule),
-    ):
-        if schedule.shape != "constant" and schedule.steps is None:
-            found[f"soup.{key}.steps"] = total  # the steps that are rehearsed stand for the run's first
+    if lengths.schedule.shape != "constant" and lengths.schedule.steps is None:
+        found["soup.prefix_length.schedule.steps"] = total  # the steps that are rehearsed are the run's first
+    if soup.mixed_fraction_schedule.shape != "constant":
+        if not mixed_sessions(n=responses(run), mixed_fraction=soup.mixed_fraction):
+            found["soup.mixed_fraction_schedule.steps"] = 2  # it begins without prefixes
+        elif soup.mixed_fraction_schedule.steps is None:
+            found["soup.mixed_fraction_schedule.steps"] = total
     return found
 
 
@@ -146,7 +145,13 @@ def places(run: RunSettings, folder: Path, *, model: Path, train: list[str], val
 
 
 def not_exercised(run: RunSettings) -> dict[str, Any]:
-    return {key: False for key in NOT_EXERCISED if run.get(key)}
+    """Switches that wait for right answers, which a random model does not give."""
+    found: dict[str, Any] = {}
+    if run.get("algorithm.filter_groups.enable"):
+        found["algorithm.filter_groups.enable"] = False  # no group would ever be kept
+    if run.uses_replay and run.soup.when == "saturated":
+        found["soup.when"] = "always"  # no prompt would be mixed at its second visit
+    return found
 
 
 def as_on_gpu(run: RunSettings, platform: Mapping[str, Any]) -> dict[str, Any]:

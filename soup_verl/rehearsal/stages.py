@@ -136,6 +136,8 @@ class Rehearsal:
         own = {key: self._own.get(key) for key in wanted} | {"platform": "gpu"}
         differing = {key: value for key, value in wanted.items() if own[key] != value}
         stage.seen = f"{len(differing)} settings, and nothing else, differ from the script's own command:"
+        if waiting := changes.not_exercised(run):
+            stage.seen = f"not exercised, because a random model solves nothing: {', '.join(waiting)}; {stage.seen}"
         stage.details = override_lines(differing, own)
 
     def _preflight(self, stage: Stage) -> None:

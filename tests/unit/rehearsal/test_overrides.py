@@ -71,7 +71,13 @@ def test_a_share_of_a_response_stays_a_share():
 
 
 def test_a_schedule_keeps_the_pace_of_the_whole_run():
-    assert sizes(example="ablations=schedule")["soup.mixed_fraction_schedule.steps"] == 100
+    key = "soup.mixed_fraction_schedule.steps"
+    assert sizes(example="ablations=schedule")[key] == 100
+    assert key not in sizes(f"{key}=50", example="ablations=schedule")
+    assert key not in sizes()
+    # From 0 up: the first steps of the run have no prefix, so the end of the schedule comes at once.
+    upwards = ("soup.mixed_fraction=0", "soup.mixed_fraction_schedule.shape=linear", f"{key}=50")
+    assert sizes(*upwards, "soup.mixed_fraction_schedule.final=0.5")[key] == 2
 
 
 def test_micro_batches_by_number_shrink_too():
@@ -90,7 +96,9 @@ def test_nothing_is_read_or_written_outside():
 
 def test_what_a_random_model_would_wait_for_is_off():
     assert overrides.not_exercised(settings(example="neighbors=dapo")) == {"algorithm.filter_groups.enable": False}
-    assert overrides.not_exercised(settings()) == {}
+    saturated = ("soup.source=replay", "soup.when=saturated")
+    assert overrides.not_exercised(settings(*saturated)) == {"soup.when": "always"}
+    assert overrides.not_exercised(settings("soup.when=saturated")) == {}  # a prompt's first visit is mixed
 
 
 def test_what_a_cpu_can_do_stays_as_on_the_gpu():
