@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from soup_verl.evaluation import EvaluationError
+from soup_verl.evaluation.engine import installed_vllm
 from soup_verl.rehearsal.data import Preparation
 from soup_verl.rehearsal.processes import Processes
 from soup_verl.rehearsal.record import FILE, Record, show
@@ -47,6 +49,20 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Preparatio
     ends = [*starts[1:], len(head)]
     made = [Preparation(head[i + 1], head[i + 2 : end]) for i, end in zip(starts, ends, strict=False)]
     return options, made, script
+
+
+def check_environment() -> None:
+    """
+    Raises:
+        NotStarted: vLLM is missing, or is not the one for CPUs.
+    """
+    remedy = "bash scripts/install.sh .venv-cpu cpu,report, then PYTHON=.venv-cpu/bin/python REHEARSE=1 ..."
+    try:
+        version, device = installed_vllm()
+    except EvaluationError:
+        raise NotStarted(f"vLLM is not installed for {sys.executable}: {remedy}") from None
+    if device != "cpu":
+        raise NotStarted(f"the vLLM of {sys.executable} ({version}) runs on GPUs alone: {remedy}")
 
 
 @contextmanager
@@ -84,6 +100,7 @@ def rehearse(options: argparse.Namespace, made: Sequence[Preparation], script: S
     folder = options.out.absolute()
     if options.extent not in EXTENTS:
         raise NotStarted(f"REHEARSE={options.extent}: expected {' or '.join(EXTENTS)}")
+    check_environment()
     with claimed(folder):
         record = Record(folder, script, ALL, EXTENTS[options.extent])
         rehearsal = Rehearsal(record, options.model, options.data_dir, made)

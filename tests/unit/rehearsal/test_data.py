@@ -44,7 +44,7 @@ def test_our_training_rows_hold_no_benchmark_question(places):
     assert report["benchmarks"] == {"math-500.parquet": {"questions": 12, "rows_dropped": 0}}
 
 
-def test_our_answers_are_right_by_the_recipes_own_reward():
+def test_our_answers_are_of_a_form_that_the_recipes_reward_can_judge():
     from soup_verl.reward import compute_score
 
     for file in Path(rehearsal.__file__).parent.glob("*.jsonl"):

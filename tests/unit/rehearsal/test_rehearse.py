@@ -3,6 +3,8 @@
 import fcntl
 import json
 import os
+import re
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 
@@ -65,6 +67,22 @@ def test_an_unknown_extent_and_a_folder_of_another_kind_are_refused(folder, caps
     assert rehearse.main(command(folder)) == 2
     assert "expected an empty folder or one with rehearsal.json, not global_step_20" in capsys.readouterr().err
     assert (folder / "global_step_20").exists()
+
+
+@pytest.mark.parametrize(
+    ("installed", "message"),
+    [("0.24.0", "the vLLM of .* \\(0.24.0\\) runs on GPUs alone"), (None, "vLLM is not installed for")],
+)
+def test_the_environment_for_gpus_is_refused(folder, capsys, monkeypatch, installed, message):
+    def version(name):
+        if installed is None:
+            raise PackageNotFoundError(name)
+        return installed
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    assert rehearse.main(command(folder)) == 2
+    assert re.match(f"rehearse: {message}.*scripts/install.sh .venv-cpu cpu,report", capsys.readouterr().err)
+    assert not folder.exists()
 
 
 def test_an_earlier_rehearsal_is_replaced_and_one_under_way_is_not(folder, capsys):
