@@ -116,7 +116,8 @@ def rehearse(options: argparse.Namespace, made: Sequence[Preparation], script: S
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts what is in its background deaf to the first
+        signal.signal(number, _interrupt)
     try:
         record = rehearse(*parse_args(sys.argv[1:] if argv is None else argv))
     except NotStarted as error:
