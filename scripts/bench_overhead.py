@@ -18,6 +18,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median, quantiles
@@ -138,8 +139,10 @@ def make_model(folder: Path, workload: Workload) -> None:
     )
 
 
-def run(folder: Path, source: str, workload: Workload) -> tuple[dict[int, dict[str, float]], dict[str, float]]:
-    """One real training run.
+def run(
+    folder: Path, source: str, workload: Workload, more: Mapping[str, object] | None = None
+) -> tuple[dict[int, dict[str, float]], dict[str, float]]:
+    """One real training run, with `more` settings.
 
     Returns:
         Its metrics by step, and the largest resident memory by kind of process, in MB.
@@ -181,6 +184,7 @@ def run(folder: Path, source: str, workload: Workload) -> tuple[dict[int, dict[s
     if source == "replay":
         lengths = {"unit": "share", "low": 0.02, "high": 0.98}  # a mean cut of one half
     settings |= {f"soup.prefix_length.{key}": value for key, value in lengths.items()}
+    settings |= more or {}
     log = folder / f"{source}.log"
     print(f"{folder.name}, {source}: {workload.steps} steps, log in {log}", flush=True)
     with log.open("w") as file:
