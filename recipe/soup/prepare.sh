@@ -42,7 +42,8 @@ prepare_training() {
   for name in $BENCHMARKS; do
     if [[ $name != *.parquet ]]; then known+=("$DATA_DIR/benchmarks/$name.parquet"); fi
   done
-  prepare_dataset "$DATA_DIR" "$TRAIN_SET" ${known[*]:+--benchmarks-from "${known[@]}"}
+  if ((${#known[@]})); then known=(--benchmarks-from "${known[@]}"); fi
+  prepare_dataset "$DATA_DIR" "$TRAIN_SET" "${known[@]}"
 }
 
 # make_ready OUT OPTIONS...: a copy of the model that stops at every end of a turn; with OPTIONS also with another context
@@ -70,6 +71,7 @@ train() {
   if [[ -n ${DRY_RUN:-} ]]; then
     printf '%s\n' "${arguments[@]}"
   elif [[ -n ${REHEARSE:-} ]]; then
+    # shellcheck disable=SC2153 # REHEARSAL is a folder, REHEARSE the extent
     exec "$PYTHON" -m soup_verl.rehearse --out "$REHEARSAL" --extent "$REHEARSE" --model "$MODEL_PATH" \
       --data-dir "$DATA_DIR" "${PREPARATIONS[@]}" -- "${arguments[@]}"
   else
