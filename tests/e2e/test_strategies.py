@@ -5,11 +5,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-TOLERANCE = 0.01
-"""Distance of two runs' parameters, as a share of how far they went. The engine's log-probs differ in their last bits
-with the requests that happen to share a batch, and Adam's first steps have the size of the learning rate however small
-the gradient is, so that rounding shows in parameters whose gradient is next to nothing. With another policy's embedding
-the share is above a half."""
+TOLERANCE = 3e-4
+"""Distance of two runs' parameters, as a share of how far they went. They need not be equal bit for bit: the engine's
+log-probs differ in their last bits with the requests that happen to share a batch, the strategies add gradients up in
+another order, and Adam makes a full step of the smallest gradient. Measured: at most 3e-6 in fp32 and 4e-5 in bf16;
+with the scorer changed in bf16 .004; with the held policy's embedding, last norm and output layer left behind .17."""
 
 
 def distance(a, b):
