@@ -33,7 +33,7 @@ from soup_verl.reward import compute_score
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "tests" / "unit" / "grading" / "math_rows.jsonl"
-GOAL = 200  # checks a second on ordinary answers
+GOAL = 2000  # checks a second on ordinary answers
 HOSTILE = "9^{9^{9^9}}"
 LEAK_THREADS = 4
 SAMPLES = 20

@@ -9,18 +9,16 @@ whitelisted LaTeX, is compared by math-verify in a process that is killed when i
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
 from typing import Any
 
-from soup_verl.grading.answers import Comparison, Question, Undecided
-from soup_verl.grading.killable import Budget, CheckFailed, shared_pool
-from soup_verl.grading.latex_text import clean, last_box
+from soup_verl.grading.comparison import Rules
+from soup_verl.grading.judge import judge, read_row
+from soup_verl.grading.killable import Budget
+from soup_verl.grading.latex_text import clean
 from soup_verl.grading.quantities import parse_quantity
 
 TIME_LIMIT_S = 3.0
-MAX_ANSWER = 1000  # characters; twice the expected answer's length where that is more
 
 
 def compute_score(
@@ -30,6 +28,12 @@ def compute_score(
     extra_info: Mapping[str, Any] | None = None,
     *,
     time_limit_s: float = TIME_LIMIT_S,
+    relation_as_interval: bool = True,
+    unit_required: bool = False,
+    boxes: str = "last",
+    approximation: str = "exact",
+    decimal_comma: bool = False,
+    thoughts: str = "ignore",
     **kwargs: Any,
 ) -> dict[str, float | str]:
     r"""Score a response.
@@ -37,14 +41,21 @@ def compute_score(
     Args:
         data_source: name of the data set, for messages.
         solution_str: the response as text, without the prompt.
-        ground_truth: the expected answer, without a box.
+        ground_truth: the expected answer; where it has a box, what is in there.
         extra_info: of the row's extra fields, these are read (None, NaN or no key: the default):
             `alt_answers`, a list of str: other answers that are right too;
-            `tolerance`, a float: absolute error that a number may have (0);
+            `tolerance`, a float: absolute error that a number may have (0); a text such as "0.1,0.2" has one for each
+            part of the expected answer;
             `is_multiple_answer`, a bool: the answer is a list, in any order (told from its commas);
             `unit`, a str: the unit asked for, which the response may add or leave out.
-        time_limit_s: seconds for the expressions of this response, by the wall clock
-            (`+reward.custom_reward_function.reward_kwargs.time_limit_s`).
+        time_limit_s: seconds for the expressions of this response, by the wall clock. This and the following are set
+            with `+reward.custom_reward_function.reward_kwargs.NAME`; docs/grading.md says more.
+        relation_as_interval: x > 2 and (2, oo) are the same answer.
+        unit_required: 5 is not 5 cm, where the expected answer has the unit.
+        boxes: "last": the last box is the answer; "row": boxes with nothing else between them are one list.
+        approximation: of `1/3 \approx 0.333`, "exact": the first is the answer; "either": one of them is enough.
+        decimal_comma: 1.000,99 and 1000,99 are 1000.99.
+        thoughts: a box within `<think>...</think>`: "ignore", or "count" it as any other.
         **kwargs: whatever else verl passes; not used.
 
     Returns:
@@ -56,41 +67,20 @@ def compute_score(
         `pred`: the answer in one spelling, numbers as fractions, "" for none.
 
     Raises:
-        ValueError: the row itself is broken: an empty `ground_truth`, an extra field of another type.
+        ValueError: the row itself is broken: an empty `ground_truth`, an extra field of another type; or a keyword has
+            a value that it cannot have.
     """
-    golds, comparison = _read_row(data_source, ground_truth, extra_info, Budget(time_limit_s))
-    box, error = last_box(str(solution_str), max_chars=max(MAX_ANSWER, 2 * max(map(len, golds))))
-    if box is None or not clean(box):
-        return _result(error=error or "empty_box")
-    correct, error = _compare(comparison, golds, box)
-    return _result(correct=correct, has_format=True, error=error, pred=_one_spelling(box))
-
-
-def _result(
-    *, correct: bool = False, has_format: bool = False, error: str = "", pred: str = ""
-) -> dict[str, float | str]:
+    rules = Rules(relation_as_interval, unit_required, boxes, approximation, decimal_comma, thoughts)
+    row = read_row(data_source, ground_truth, extra_info)
+    verdict = judge(str(solution_str), row, rules, Budget(time_limit_s))
     return {
-        "score": float(correct),
-        "acc": float(correct),
-        "format": float(has_format),
-        "timeout": float(error == "timeout"),
-        "error": error,
-        "pred": pred,
+        "score": float(verdict.correct),
+        "acc": float(verdict.correct),
+        "format": float(verdict.answer is not None),
+        "timeout": float(verdict.error == "timeout"),
+        "error": verdict.error,
+        "pred": "" if verdict.answer is None else _one_spelling(verdict.answer),
     }
-
-
-def _compare(comparison: Comparison, golds: Sequence[str], answer: str) -> tuple[bool, str]:
-    """Whether `answer` is any of `golds`; if not, why the first one that had no verdict had none."""
-    if clean(answer) in map(clean, golds):  # before anything is asked about the others
-        return True, ""
-    reasons = []
-    for gold in golds:
-        try:
-            if comparison.same(gold, answer):
-                return True, ""
-        except Undecided as error:
-            reasons.append(error.reason)
-    return False, reasons[0] if reasons else ""
 
 
 def _one_spelling(answer: str) -> str:
@@ -99,55 +89,3 @@ def _one_spelling(answer: str) -> str:
     if number is not None and number.value.numerator.bit_length() + number.value.denominator.bit_length() < 200:
         text = f"{number.value}{'%' if number.percent else ''}"
     return text.encode("utf-8", "replace").decode()
-
-
-def _read_row(
-    data_source: str, ground_truth: Any, extra_info: Mapping[str, Any] | None, budget: Budget
-) -> tuple[list[str], Comparison]:
-    """The expected answers, without doubles, and the comparison that the row asks for."""
-    extra = extra_info or {}
-    where = f"of a row of data_source={data_source!r}"
-    golds = [str(gold) for gold in [ground_truth, *_alternatives(extra.get("alt_answers"), where)]]
-    if ground_truth is None or not clean(golds[0]):
-        raise ValueError(
-            f"ground_truth={ground_truth!r} {where}: expected a non-empty answer. Drop such rows from the data "
-            "(soup_verl.prepare_data does)"
-        )
-
-    def decide(question: Question) -> bool:
-        try:
-            return shared_pool().check(asdict(question), budget)
-        except CheckFailed as error:
-            raise Undecided(error.reason) from None
-
-    return list(dict.fromkeys(golds)), Comparison(
-        decide=decide,
-        tolerance=_tolerance(extra.get("tolerance"), where),
-        multiple=not _is_missing(extra.get("is_multiple_answer")) and bool(extra.get("is_multiple_answer")),
-        unit="" if _is_missing(extra.get("unit")) else str(extra["unit"]),
-    )
-
-
-def _is_missing(value: Any) -> bool:
-    """None, or the NaN that a table has for it."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _alternatives(value: Any, where: str) -> list[str]:
-    if _is_missing(value):
-        return []
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise ValueError(f"extra_info.alt_answers={value!r} {where}: expected a list of answers, or None")
-    return [str(answer) for answer in value]
-
-
-def _tolerance(value: Any, where: str) -> float | None:
-    if _is_missing(value):
-        return None
-    try:
-        tolerance = float(value)
-    except (TypeError, ValueError):
-        tolerance = -1.0
-    if not (0.0 <= tolerance < math.inf):
-        raise ValueError(f"extra_info.tolerance={value!r} {where}: expected a number, 0 or more, or None")
-    return tolerance

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import json
 import logging
 import os
@@ -26,8 +27,8 @@ import sys
 from typing import Any
 
 from latex2sympy2_extended import NormalizationConfig  # type: ignore[import-untyped]
-from math_verify import LatexExtractionConfig, parse, verify
-from sympy import Abs, Expr, Float, I, N, Symbol, simplify  # type: ignore[import-untyped]
+from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+from sympy import Abs, Expr, Float, I, N, Rational, Symbol, ceiling, floor, fraction, nan, sign, simplify, together, zoo  # type: ignore[import-untyped]
 
 WARM_UP = (
     r"\frac{1}{2}+\sqrt[3]{x}",
@@ -41,6 +42,7 @@ WARM_UP = (
     r"|x-1|+2^{n-1}",
 )
 _PR_SET_PDEATHSIG = 1
+_STEPS = (floor, ceiling, sign)  # constant in places
 _RELATIVE_PRECISION = 1e-12  # of two values that are to be equal; a decimal in an answer is read with 15 digits
 _DIGITS = 30  # working precision, decimal digits
 _EXACT_DIGITS = 400  # of a second look, where both are exact
@@ -72,17 +74,60 @@ def _symbol(name: str) -> Any:
 
 
 def answer(request: dict[str, Any]) -> bool:
-    """Whether `request["pred"]` is the same quantity as `request["gold"]`; as an equation (both are the difference of
-    its sides) up to a constant factor.
+    """The verdict on `comparison.Question`, as a dictionary; with a `response`, on `math_verify_alone`.
 
     Raises:
         Unparsed: one of them is not an expression.
     """
+    if "response" in request:
+        return math_verify_alone(request["gold"], request["response"])
     gold, pred = parse_latex(request["gold"]), parse_latex(request["pred"])
-    if request["equation"]:
-        factor = simplify(gold / pred)
-        return bool(factor.is_number and factor.is_finite and factor.is_zero is False)
+    if request["relation"]:
+        return _same_relation(gold, pred, must_be_positive=request["relation"] == "<")
+    if request["last_digit"] is not None and _is_rounding(gold, pred, request["last_digit"]):
+        return True
     return _equal(gold, pred, request["within"])
+
+
+def math_verify_alone(gold: str, response: str) -> bool:
+    """What math-verify itself says, with the targets that verl's own reward (`reward_score/math_verify.py`) gives it.
+
+    Only `soup_verl.grade` asks, to compare: unlike everything else here this reads plain text with sympy's parser.
+    """
+    expected = parse(rf"\boxed{{{gold}}}", [LatexExtractionConfig()], parsing_timeout=None)
+    given = parse(response, [ExprExtractionConfig(), LatexExtractionConfig()], parsing_timeout=None)
+    return any(verify(g, p, timeout_seconds=None) for g in expected for p in given)
+
+
+def _same_relation(gold: Any, pred: Any, *, must_be_positive: bool) -> bool:
+    """Whether the differences of the sides of two relations are equal up to a constant factor; of equations also up to
+    denominators, as in xy = 1 and y = 1/x."""
+    factor = simplify(gold / pred)
+    if must_be_positive:
+        return bool(factor.is_number and factor.is_positive)
+    if not factor.is_number:
+        factor = simplify(fraction(together(gold))[0] / fraction(together(pred))[0])
+    return bool(factor.is_number and factor.is_finite and factor.is_zero is False)
+
+
+def _is_rounding(gold: Any, pred: Any, last_digit: float) -> bool:
+    """Whether `pred` is `gold`, which is no decimal, rounded or cut at the last digit."""
+    gold = gold.doit()
+    if gold.is_rational and not (isinstance(gold, Rational) and not _has_decimal(gold.q)):
+        return False
+    exact, decimal = _value(gold), _value(pred)
+    if exact is None or decimal is None or not (exact.is_real and decimal.is_real) or gold.free_symbols:
+        return False
+    off = exact - decimal
+    is_cut = 0 <= off < last_digit if exact > 0 else -last_digit < off <= 0
+    return bool(abs(off) <= last_digit * (0.5 + 1e-9) or is_cut)
+
+
+def _has_decimal(denominator: int) -> bool:
+    for prime in (2, 5):
+        while denominator % prime == 0:
+            denominator //= prime
+    return denominator == 1
 
 
 def _symbolic_equal(gold: Any, pred: Any) -> bool:
@@ -107,6 +152,8 @@ def _equal(gold: Any, pred: Any, within: float | None) -> bool:
     not 10^20. `within` is an absolute distance that replaces both: a tolerance, or what the digits of a decimal answer
     leave open.
     """
+    if gold.has(zoo, nan) or pred.has(zoo, nan):
+        return False  # neither is equal to itself
     a, b = _value(gold), _value(pred)
     if a is None or b is None:  # an undefined function, say
         return bool(gold.free_symbols) and within is None and _symbolic_equal(gold, pred)
@@ -114,7 +161,34 @@ def _equal(gold: Any, pred: Any, within: float | None) -> bool:
         return bool(Abs(a - b) <= within)
     if not Abs(a - b) <= _RELATIVE_PRECISION * max(Abs(a), Abs(b)):
         return False
-    return (gold.has(Float) or pred.has(Float) or _agree_exactly(gold, pred)) and _symbolic_equal(gold, pred)
+    if gold.has(Float) or pred.has(Float):
+        return _symbolic_equal(gold, pred)
+    return _agree_exactly(gold, pred) and (_symbolic_equal(gold, pred) or _agree_everywhere(gold, pred))
+
+
+def _agree_everywhere(gold: Any, pred: Any) -> bool:
+    """Whether two expressions with variables are equal wherever both are real, of points of both signs: ln(ab) is
+    ln a + ln b, the root of x^2 is not x. Math-verify does not simplify all of these.
+
+    The points are fractions, so that the difference is known to any digit: 10^400 x + 1 is not 10^400 x.
+    """
+    symbols = sorted(gold.free_symbols | pred.free_symbols, key=str)
+    if not symbols or gold.has(*_STEPS) or pred.has(*_STEPS):
+        return False
+    agreed = 0
+    for directions in itertools.product((1, -1), repeat=min(len(symbols), 4)):
+        points = {
+            symbol: direction * Rational(61 * (sum(map(ord, symbol.name)) % 89) + 97 * i + 59, 83)
+            for i, (symbol, direction) in enumerate(zip(symbols, itertools.cycle(directions), strict=False))
+        }
+        a, b = N(gold.subs(points), _DIGITS), N(pred.subs(points), _DIGITS)
+        if not (a.is_real and b.is_real and a.is_finite and b.is_finite):
+            continue
+        difference = (gold - pred).subs(points).evalf(5, maxn=2 * _EXACT_DIGITS)
+        if not Abs(difference) <= Float(10, _EXACT_DIGITS) ** -_EXACT_PRECISION:
+            return False
+        agreed += 1
+    return agreed > 0
 
 
 def _agree_exactly(gold: Any, pred: Any) -> bool:

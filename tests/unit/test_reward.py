@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soup_verl.grading import killable
+from soup_verl.grading.latex_text import clean
+from soup_verl.grading.quantities import parse_quantity
 from soup_verl.reward import compute_score
 
 ROOT = Path(__file__).parents[2]
@@ -202,13 +205,55 @@ def test_every_gold_of_a_training_set_is_right(name):
     assert failed == []
 
 
+def with_left_and_right(gold):
+    gold = re.sub(r"\\(?:left|right)(?![A-Za-z])", "", gold)
+    if r"\sqrt[" in gold.replace(" ", ""):
+        return gold  # the brackets of an order take no sizes
+    return re.sub(r"(?<!\\)([)\]])", r"\\right\1", re.sub(r"(?<!\\)([(\[])", r"\\left\1", gold))
+
+
+SPELLINGS = {
+    "braced": lambda gold: f"{{{gold}}}",
+    "dollars": lambda gold: f"${gold.strip('$')}$",
+    "boxed": lambda gold: rf"\boxed{{{gold}}}",
+    "dfrac": lambda gold: gold.replace(r"\frac", r"\dfrac"),
+    "displaystyle": lambda gold: rf"\displaystyle {gold}",
+    "left, right": with_left_and_right,
+    "full stop": lambda gold: f"{gold}.",
+}
+
+
 @pytest.mark.e2e
+@pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_golds_in_another_spelling_are_right(name):
+def test_golds_in_another_spelling_are_right(name, spelling):
+    """As the answer, and as the expected answer."""
+    write = SPELLINGS[spelling]
     for row in load(name):
-        answer = row["answer"].replace(r"\frac{", r"\dfrac{").replace(r"\left", "").replace(r"\right", "")
-        answer = rf"\displaystyle {answer.strip('$')}\,"
-        assert score(answer, row["answer"], extra_of(row))["score"] == 1.0, row["id"]
+        for gold in [row["answer"], *(row.get("alt_answers") or [])]:
+            assert score(write(gold), gold, extra_of(row) | {"alt_answers": None})["score"] == 1.0, (row["id"], gold)
+            assert score(gold, write(gold), extra_of(row) | {"alt_answers": None})["score"] == 1.0, (row["id"], gold)
+
+
+def same_value(gold, answer):
+    """What can be told without the grader's kinds: the same characters, or the same plain number."""
+    one, other = (parse_quantity(clean(text)) for text in (gold, answer))
+    return clean(gold) == clean(answer) or (one is not None and other is not None and one.value == other.value)
+
+
+@pytest.mark.e2e
+def test_of_68000_pairs_of_different_golds_none_is_right_that_is_not_the_same_value():
+    rows = {row["id"]: row for name in BENCHMARKS if name != "gsm8k_test" for row in load(name)}
+    of_row = [(g, name) for name, row in rows.items() for g in [row["answer"], *(row.get("alt_answers") or [])]]
+    golds, random = sorted(dict(of_row)), Random(0)
+    pairs = [random.sample(golds, 2) for _ in range(68_000)]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        verdicts = list(threads.map(lambda pair: score(pair[1], pair[0])["score"], pairs))
+    accepted = [pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict]
+    assert len(accepted) > 5  # 7.26e6 and 7.26 \times 10^6 are different golds
+    answers = [{g for g, name in of_row if name == row} for row in rows]  # golds of one row are the same
+    known = [*answers, {r"\frac{\pi}{2}", r"90^\circ"}]
+    assert [pair for pair in accepted if not same_value(*pair) and not any(set(pair) <= same for same in known)] == []
 
 
 @pytest.mark.e2e

@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soup_verl.grading.answers import MAX_PARTS, Comparison, Question, Undecided, is_allowed, parts_of, short_variables
+from soup_verl.grading.answers import Comparison
+from soup_verl.grading.comparison import MAX_PARTS, Question, Undecided
+from soup_verl.grading.scalars import is_allowed, short_variables
 
 
 def never(question):
@@ -63,7 +65,6 @@ def test_right_without_asking(gold, pred):
         ("7", "[7,7]"),
         ("7", r"0 \le x \le 9"),
         ("7", r"7\text{ million}"),
-        ("7", r"\text{seven}"),
         ("7", ""),
         ("7", r"\begin{cases}7\\8\end{cases}, 7"),
         ("x=5", "y=5"),
@@ -107,11 +108,11 @@ def test_what_is_no_plain_expression_is_not_handed_on(pred):
     ("gold", "pred", "row", "question"),
     [
         ("7", "3+4", {}, Question("7", "3+4")),
-        (r"\sqrt{2}", "1.414214", {}, Question(r"\sqrt{2}", "1.414214", within=1e-6)),
+        (r"\sqrt{2}", "1.414214", {}, Question(r"\sqrt{2}", "1.414214", last_digit=1e-6)),
         (r"\sqrt{2}", "1.4142", {}, Question(r"\sqrt{2}", "1.4142")),
         (r"\sqrt{2}", "1.4", {"tolerance": 0.1}, Question(r"\sqrt{2}", "1.4", within=0.1)),
         (r"288\pi", r"\pi 12^2 \cdot 2 \text{ cm}^3", {}, Question(r"288\pi", r"\pi12^{2}\cdot2")),
-        ("x-y=3", "y-x=-3", {}, Question("(x-y)-(3)", "(y-x)-(-3)", equation=True)),
+        ("x-y=3", "y-x=-3", {}, Question("(x-y)-(3)", "(y-x)-(-3)", relation="=")),
         (r"\lfloor n \rfloor", r"\lfloor n+0 \rfloor", {}, Question(r"\lfloor n\rfloor", r"\lfloor n+0\rfloor")),
         ("E_1+N", "N+E_{1}", {}, Question("z_{1}+z_{2}", "z_{2}+z_{1}")),
         (r"\frac{41}{12}+0", r"\frac{82}{24}+0 km", {"unit": "km"}, Question(r"\frac{41}{12}+0", r"\frac{82}{24}+0")),
@@ -156,14 +157,9 @@ def test_long_lists_are_not_compared():
     assert not same(numbers, numbers.replace("1000", "1000.0"))
 
 
-def test_parts():
-    assert parts_of(r"\{1\pm x,-2\}") == ["1+x", "1-x", "-2"]
-    assert parts_of("(1,2),3") == ["(1,2)", "3"]
-
-
 def test_variables_that_the_parser_would_confuse_are_renamed_alike():
     assert short_variables("N-n", "n-N") == ("z_{1}-n", "n-z_{1}")
-    assert short_variables(r"\lambda_{\text{red}}\Delta E_{1}", "E_{1}") == (r"z_{1}\Delta z_{2}", "z_{2}")
+    assert short_variables(r"\lambda_{\text{red}}\Delta E_{1}", "E_{1}") == (r"z_{1}z_{2} z_{3}", "z_{3}")
 
 
 def test_allowed():

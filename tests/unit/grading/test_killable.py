@@ -6,10 +6,12 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from soup_verl.grading.comparison import Question
 from soup_verl.grading.killable import Budget, CheckerGone, CheckFailed, CheckPool, shared_pool
 
 HOSTILE = r"9^{9^{9^9}}"
@@ -17,8 +19,8 @@ pytestmark = pytest.mark.e2e  # real processes, killed and awaited
 ROOT = Path(__file__).parents[3]
 
 
-def request(gold, pred, within=None, equation=False):
-    return {"gold": gold, "pred": pred, "within": within, "equation": equation}
+def request(gold, pred, **more):
+    return asdict(Question(gold, pred, **more))
 
 
 def ask(pool, gold, pred, limit_s=20.0, **more):
@@ -60,6 +62,10 @@ def wait_until(condition, seconds=20.0):
         (r"\frac{100!}{2^{50}}", r"\frac{101!}{101\cdot2^{50}}", {}, True),
         (r"\sqrt{2}", "1.414214", {"within": 1e-6}, True),
         (r"\sqrt{2}", "1.414", {"within": 1e-6}, False),
+        (r"\sqrt{2}", "1.414214", {"last_digit": 1e-6}, True),  # rounded
+        (r"\sqrt{2}", "1.414213", {"last_digit": 1e-6}, True),  # cut
+        (r"\sqrt{2}", "1.414215", {"last_digit": 1e-6}, False),
+        (r"\sqrt{4}", "2.000001", {"last_digit": 1e-6}, False),
         # Math-verify alone says True to the next three.
         (r"10^{-30}\pi", "0.0", {}, False),
         (r"10^{-30}\pi", r"10^{-30}\cdot3", {}, False),
@@ -68,13 +74,21 @@ def wait_until(condition, seconds=20.0):
         ("10^{20}", r"\sqrt{10^{40}+1}", {}, False),
         (r"\pi", r"\pi+10^{-250}", {}, False),
         ("x", "x+10^{-40}", {}, False),
+        ("7919!", "7919!+1", {}, False),
+        ("10^{400}x", "10^{400}x+1", {}, False),
+        (r"\ln(xy)", r"\ln x+\ln y", {}, True),  # math-verify alone: False
+        (r"\sqrt{x^{2}}", "x", {}, False),
+        (r"\lfloor\frac{2n}{3}\rfloor", r"\lfloor\frac{2n}{13}\rfloor", {}, False),
         (r"10^{20}", r"\sqrt{10^{40}}", {}, True),
         (r"\frac{\pi}{6}x", r"\frac{\pi x}{3}-\frac{\pi x}{6}", {}, True),
         (r"\frac{\pi}{2}", r"0.5\pi", {}, True),
-        ("(5x-7y+4)-(0)", "(-10x)-(-14y+8)", {"equation": True}, True),
-        ("(5x-7y+4)-(0)", "(5x)-(7y+4)", {"equation": True}, False),
-        ("(5x-7y+4)-(0)", "(x)-(x)", {"equation": True}, False),
-        ("(z_{1}^{2}+1)-(0)", "(z_{1})-(z_{1}+1)", {"equation": True}, False),  # both without a solution
+        ("(5x-7y+4)-(0)", "(-10x)-(-14y+8)", {"relation": "="}, True),
+        ("(5x-7y+4)-(0)", "(5x)-(7y+4)", {"relation": "="}, False),
+        ("(5x-7y+4)-(0)", "(x)-(x)", {"relation": "="}, False),
+        ("(xy)-(1)", r"(y)-(\frac{1}{x})", {"relation": "="}, True),
+        ("(x)-(1)", "(-x)-(-1)", {"relation": "<"}, False),
+        ("(x)-(1)", "(2x)-(2)", {"relation": "<"}, True),
+        ("(z_{1}^{2}+1)-(0)", "(z_{1})-(z_{1}+1)", {"relation": "="}, False),  # both without a solution
     ],
 )
 def test_verdicts(pool, gold, pred, more, equal):
@@ -177,9 +191,11 @@ def test_workers_are_renewed_after_a_number_of_checks(pool, monkeypatch):
 
 ORPHANS = """
 import sys, threading, time
+from dataclasses import asdict
+from soup_verl.grading.comparison import Question
 from soup_verl.grading.killable import Budget, CheckPool
 pool = CheckPool()
-ask = lambda pred: pool.check({"gold": "5", "pred": pred, "within": None, "equation": False}, Budget(60))
+ask = lambda pred: pool.check(asdict(Question("5", pred)), Budget(60))
 ask("5+0")
 threading.Thread(target=ask, args=("9^{9^{9^9}}",), daemon=True).start()
 time.sleep(0.3)

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soup_verl.grading.latex_text import clean
-from soup_verl.grading.quantities import MAX_NUMBER, agree, as_latex, parse_quantity, split_unit, unit_name
+from soup_verl.grading.quantities import MAX_NUMBER, agree, as_latex, parse_quantity, split_unit
+from soup_verl.grading.units import read_unit
 
 
 def read(text, unit=""):
@@ -71,27 +72,47 @@ def test_anything_else_is_no_plain_number(text):
 @pytest.mark.parametrize(
     ("text", "unit", "body", "name"),
     [
-        (r"5.4 \text{ cents}", "", "5.4", "cent"),
-        (r"864 \mbox{ inches}^2", "", "864", "in"),
+        (r"5.4 \text{ cents}", "", "5.4", "cents"),
+        (r"864 \mbox{ inches}^2", "", "864", "in^2"),
         (r"3 \text{ m}/\text{s}", "", "3", "m/s"),
-        (r"288\pi \text{ cm}^3", "", r"288\pi", "cm"),
+        (r"288\pi \text{ cm}^3", "", r"288\pi", "cm^3"),
         ("45 minutes", "", "45", "min"),
         ("90°", "", "90", "degree"),
         ("6m", "", "6m", ""),
         ("6m", "m", "6", "m"),
-        ("166cm^2", "$cm^2$", "166", "cm"),
+        ("166cm^2", "$cm^2$", "166", "cm^2"),
         (r"18 \text{ eggs}", "", "18", ""),
         (r"\text{cm}", "", r"\text{cm}", ""),
+        (r"\$5", "", "5", "dollar"),
+        ("-5€", "", "-5", "euro"),
     ],
 )
 def test_units_come_off(text, unit, body, name):
     measured = split_unit(clean(text), clean(unit))
-    assert (measured.body, measured.unit) == (body, name)
+    assert (measured.body, measured.unit) == (body, read_unit(name))
 
 
-def test_one_name_a_unit():
-    assert unit_name(r"\text{centimeters}") == unit_name("cm^{2}") == "cm"
-    assert unit_name("apples") == ""
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (r"\text{centimeters}", "cm"),
+        (r"\text{m s}^{-2}", "m/s^2"),
+        ("square inches", "in^2"),
+        ("km per hour", "kph"),
+        (r"\frac{\text{m}}{\text{s}}", "m/s"),
+    ],
+)
+def test_one_unit_whatever_it_is_called(one, other):
+    assert read_unit(one) == read_unit(other) is not None
+
+
+def test_units_that_differ():
+    assert read_unit("apples") is None
+    assert (
+        read_unit("cm").dimensions == read_unit("km").dimensions
+        and read_unit("km").factor == 100_000 * read_unit("cm").factor
+    )
+    assert read_unit("cm^2").dimensions != read_unit("cm").dimensions
 
 
 @pytest.mark.parametrize(
@@ -103,6 +124,8 @@ def test_one_name_a_unit():
         ("62.5%", "0.625", True),
         ("62.5%", r"0.625\%", False),
         ("20", r"20\%", True),
+        ("0.5", r"0.5\%", False),
+        (r"5 \text{ cm}", r"50 \text{ mm}", True),
         ("0.2", r"20\%", True),
         (r"5 \text{ km}", r"5 \text{ m}", False),
         (r"5 \text{ km}", "5 kilometers", True),
