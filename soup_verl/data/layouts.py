@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from soup_verl.config import PortableError
+from soup_verl.grading.boxes import last_box
 
 Convert = Callable[[Any], Any]
 
@@ -67,15 +68,7 @@ def as_level(value: Any) -> int | None:
 def last_boxed(text: Any) -> str:
     r"""What the last `\boxed{...}` holds, braces matched; empty where there is none or it never closes."""
     text = as_text(text)
-    start = text.rfind(r"\boxed{")
-    if start < 0:
-        return ""
-    begin, depth = start + len(r"\boxed{"), 1
-    for i in range(begin, len(text)):
-        depth += (text[i] == "{") - (text[i] == "}")
-        if depth == 0:
-            return text[begin:i]
-    return ""
+    return last_box(text, max_chars=len(text))[0] or ""
 
 
 def after_hashes(text: Any) -> str:

@@ -174,6 +174,8 @@ def test_half_a_dapo_instruction_is_refused(half):
     [
         (r"so \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
         (r"\boxed{1} then \boxed{2}", "2"),
+        (r"\boxed {7}", "7"),
+        (r"\boxed{\{1,2)}", r"\{1,2)"),  # braces that are characters do not count
         (r"\boxed{1", ""),
         ("none", ""),
         (None, ""),
