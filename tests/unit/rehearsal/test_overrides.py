@@ -33,6 +33,7 @@ def test_the_last_three_steps_are_those_with_history(given, first):
     plan = overrides.plan(run, overrides.batches(run))
     assert (plan.first, plan.steps) == (first, first + 2)
     assert plan.first <= plan.checkpoint < plan.steps  # a step with history before the kill, one after it
+    assert 2 * plan.checkpoint >= plan.steps  # no second checkpoint before the end
 
 
 def test_sizes_of_the_plain_script():
