@@ -22,12 +22,12 @@ from soup_verl.rehearsal.overrides import RESPONSE_TOKENS, Plan
 from soup_verl.rehearsal.processes import Processes, StageFailed, wait_until
 from soup_verl.rehearsal.record import Stage
 
-LIMIT = 900.0
-"""Seconds a stage may take; most take a minute."""
+LIMIT = 1800.0
+"""Seconds a stage may take; most take a minute, but not on a busy machine."""
 END = 60.0
 """Seconds a killed run's processes may take to end, as tests/e2e has it."""
-AGENTS = ("/dashboard/agent.py", "/runtime_env/agent/main.py")
-"""Two small processes of Ray's that try for a minute to report the death of their cluster."""
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Two small processes of Ray's, by their titles, that try for a minute to report the death of their cluster."""
 ROUNDING = 1e-3
 """Nats."""
 TRAINED = "training/global_step"
@@ -176,9 +176,11 @@ class RunStages:
         run = self._run
         last = max(self._metrics())
         found = run.processes.look()
+        if run.process.poll() is not None:
+            raise run.failed("the run was over before it could be killed")
         run.process.kill()
         run.process.wait()
-        self._agents = [p for p, command in found.items() if any(agent in command for agent in AGENTS)]
+        self._agents = [p for p, command in found.items() if command.startswith(AGENTS)]
         ended, left = psutil.wait_procs(found.keys() - set(self._agents), timeout=END)
         if left:
             raise run.failed(
