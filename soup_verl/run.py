@@ -184,7 +184,7 @@ def join_cluster(config: DictConfig) -> None:
     if config.trainer.device == "cpu":
         from soup_verl import cpu
 
-        names += cpu.ENVIRONMENT
+        names += [cpu.RUN, *cpu.ENVIRONMENT]
     sent = {name: os.environ[name] for name in names if name in os.environ}
     with open_dict(config.ray_kwargs):
         given: Any = OmegaConf.to_container(config.ray_kwargs.ray_init)

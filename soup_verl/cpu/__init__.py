@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from uuid import uuid4
 
 ENVIRONMENT = {
     "VERL_PLATFORM": "cpu",
@@ -17,6 +18,16 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 """Read by verl, vLLM and Ray; Ray's processes inherit it. A variable that is set already wins."""
+
+
+RUN = "SOUP_CPU_RUN"
+"""Names the run's sockets. verl names those that weights go through by Ray's job id, which is the same in every cluster
+that has just been started: of two runs on one machine, one would wait for ever or take the other's weights."""
+
+
+def own_socket(handle: str) -> str:
+    """A socket of verl's, `ipc:///tmp/NAME.sock`, under a name that only this run has."""
+    return handle.removesuffix(".sock") + f"-{os.environ[RUN]}.sock"
 
 
 LOOPBACK = {
@@ -37,6 +48,7 @@ def enable(*, loopback: bool = False) -> None:
     """
     for name, value in (ENVIRONMENT | (LOOPBACK if loopback else {})).items():
         os.environ.setdefault(name, value)
+    os.environ[RUN] = uuid4().hex[:12]
     if loopback:
         _read_rays_switch_again()
     from verl.plugin.platform import platform_manager

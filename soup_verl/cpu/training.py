@@ -8,6 +8,7 @@ from unittest import mock
 import ray
 import torch
 from tensordict import TensorDict
+from verl.single_controller.base.decorator import Dispatch, register
 from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
 from verl.utils import tensordict_utils as tu
 from verl.workers.engine.base import EngineRegistry
@@ -15,7 +16,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDP
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from soup_verl.actor_worker import SoupActorWorker
-from soup_verl.cpu import shared_prompts
+from soup_verl.cpu import own_socket, shared_prompts
 from soup_verl.cpu.attention import use_for_sdpa
 from soup_verl.cpu.rendezvous import join_gloo_group
 from soup_verl.trainer import SoupTrainer
@@ -107,16 +108,28 @@ def _load_value_model_with_sdpa(
     )
 
 
-class CpuActorRolloutRefWorker(ActorRolloutRefWorker):
+class _CpuWorker:
+    """Mixin for a worker: ranks meet over gloo, weights go to the engine through this run's own socket."""
+
+    rollout: Any
+
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         join_gloo_group()
 
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def init_model(self) -> None:
+        super().init_model()  # type: ignore[misc]
+        if self.rollout is not None:
+            self.rollout.zmq_handle = own_socket(self.rollout.zmq_handle)
 
-class CpuSoupActorWorker(SoupActorWorker):
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        join_gloo_group()
+
+class CpuActorRolloutRefWorker(_CpuWorker, ActorRolloutRefWorker):
+    pass
+
+
+class CpuSoupActorWorker(_CpuWorker, SoupActorWorker):
+    pass
 
 
 class CpuTrainingWorker(TrainingWorker):

@@ -7,6 +7,8 @@ from typing import Any
 import torch.nn.functional as F
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
+from soup_verl.cpu import own_socket
+
 
 def _linear_that_keeps_its_weight(layer: Any, remove_weight: bool) -> None:
     layer.cpu_linear = lambda x, weight, bias: F.linear(x, weight, bias)
@@ -21,8 +23,11 @@ def keep_linear_weights() -> None:
 
 
 class CpuWorkerExtension(vLLMColocateWorkerExtension):
-    """Applies the patch in vLLM's worker before the model is loaded."""
+    """Applies the patch in vLLM's worker before the model is loaded; weights come through this run's own socket."""
 
     def __new__(cls, **kwargs: Any) -> CpuWorkerExtension:
         keep_linear_weights()
         return super().__new__(cls, **kwargs)
+
+    def _get_zmq_handle(self) -> str:
+        return own_socket(super()._get_zmq_handle())
