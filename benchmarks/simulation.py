@@ -303,10 +303,11 @@ class Simulation:
         found = []
         for row, (uid, length) in enumerate(zip(uids, data.mask.sum(dim=-1).tolist(), strict=True)):
             ids = data.ids[row, :length].numpy().astype(np.int32)
-            ids = ids[:-1] if ids[-1] == self.shape.end_token else ids
+            ended = bool(ids[-1] == self.shape.end_token)
+            ids = ids[:-1] if ended else ids
             if data.policy_version[row] < 0 and len(ids):
                 log_probs = data.behavior_log_probs[row, : len(ids)].numpy().astype(np.float32)
-                found.append(PolicyResponse(uid, ids, log_probs, step - 1, data.rewards[row].item()))
+                found.append(PolicyResponse(uid, ids, log_probs, step - 1, data.rewards[row].item(), ended))
         return found
 
     def _trained_tokens(self, step: int, data: StepData, old: Tensor) -> TrainedTokens:

@@ -198,7 +198,8 @@ def policy_responses(
     prompts, answers, indices = stored["prompts"].unbind(), stored["responses"].unbind(), items(stored["index"])
     responses = []
     for row, prompt, answer, index in zip(rows, prompts, answers, indices, strict=True):
-        length = len(answer) if len(answer) >= response_length else len(answer) - 1
+        ended = len(answer) < response_length
+        length = len(answer) - ended
         if length > 0:
             responses.append(
                 PolicyResponse(
@@ -207,6 +208,7 @@ def policy_responses(
                     log_probs=log_probs[row, :length].float().numpy(),
                     policy_version=current_version,
                     reward=float(data.rewards[row]),
+                    ended=ended,
                 )
             )
     return responses

@@ -196,7 +196,7 @@ class SnapshotConfig:
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """A store of responses that earlier policies gave; host memory stays under 8 bytes x `capacity_tokens`."""
+    """A store of responses that earlier policies gave; host memory stays under 10 bytes x `capacity_tokens`."""
 
     capacity_tokens: int = 64_000_000
     per_prompt: int = 16

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from soup_verl.history.response_store import TOKEN_BYTES
+
 GIB = 1 << 30
 GENERATION_BYTES = 2
 """Bytes of an element in the rollout engine's bfloat16."""
-REPLAY_TOKEN_BYTES = 8
-"""A stored token: an int32 id and a float32 log-prob."""
 PENDING_TOKEN_BYTES = 72
 """A token of a pending prefix, in Python tuples: two references of 8 bytes, an int of 32 and a float of 24."""
 LOGIT_BYTES = 8
@@ -149,7 +149,7 @@ def snapshot_buffer(params: int, *, capacity: int, element_bytes: int, shards: i
 
 def replay_store(capacity_tokens: int) -> Amount:
     """Host memory of the response store, on the driver alone."""
-    return product("replay store", (capacity_tokens, "tokens"), (REPLAY_TOKEN_BYTES, "bytes"))
+    return product("replay store", (capacity_tokens, "tokens"), (TOKEN_BYTES, "bytes"))
 
 
 def pending_prefixes(*, steps: int, prompts: int, mixed: int, longest: int) -> Amount:

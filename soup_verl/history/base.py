@@ -85,16 +85,18 @@ class PromptPlan:
     requests: tuple[PrefixRequest, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, slots=True)  # arrays have no single truth value to compare by
 class PolicyResponse:
-    """A response of the current policy, without any historical token, with its reward.
+    """A response of one policy, without any historical token, with its reward; `replay` stores it as it is.
 
     Args:
         token_key: the prompt's data set index and a hash of its token ids.
         token_ids: (length,) int32, without the end-of-sequence token.
-        log_probs: (length,) float32, behaviour log-probs in nats.
-        policy_version: version of the policy that sampled it.
-        reward: as the reward function gave it.
+        log_probs: (length,) float32, behaviour log-prob of each token in nats, at the sampling temperature.
+        policy_version: version of the policy that sampled it (verl's `global_steps` of its weights).
+        reward: of the whole response, as the reward function gave it.
+        ended: an end-of-sequence token is known to have followed, and is left out. A response that fills the budget
+            keeps what it has and counts as not ended.
     """
 
     token_key: str
@@ -102,6 +104,7 @@ class PolicyResponse:
     log_probs: np.ndarray
     policy_version: int
     reward: float
+    ended: bool
 
 
 class PendingPrefixes(Protocol):

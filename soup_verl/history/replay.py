@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from soup_verl.config import ReplayConfig
 from soup_verl.history.base import GroupPrefixes, PolicyEngine, PolicyResponse, Prefix, PrefixSource, PromptPlan
-from soup_verl.history.response_store import ResponseStore, StoredResponse
+from soup_verl.history.response_store import ResponseStore
 from soup_verl.mixing import PrefixRequest, stable_seed
 
 STORE_FILE = "responses.parquet"
@@ -43,22 +42,20 @@ class ReplaySource(PrefixSource):
         self._seed = seed
         self._last_step = last_step
         self._ready: dict[int, list[GroupPrefixes]] = {}
-        self.store = ResponseStore(**self._limits())
+        self.store = self._new_store()
 
-    def _limits(self) -> dict[str, Any]:
-        names = ("capacity_tokens", "per_prompt", "max_policy_age")
-        return {name: getattr(self._settings, name) for name in names}
+    def _new_store(self) -> ResponseStore:
+        s = self._settings
+        return ResponseStore(
+            capacity_tokens=s.capacity_tokens, per_prompt=s.per_prompt, max_policy_age=s.max_policy_age
+        )
 
     def prefixes(self, step: int) -> list[GroupPrefixes] | None:
         return self._ready.pop(step, None)
 
     def observe_responses(self, responses: Sequence[PolicyResponse]) -> None:
-        by_prompt: dict[str, list[StoredResponse]] = {}
-        for r in responses:
-            stored = StoredResponse(r.token_ids, r.log_probs, r.policy_version, r.reward)
-            by_prompt.setdefault(r.token_key, []).append(stored)
-        for token_key, stored_responses in by_prompt.items():
-            self.store.add(token_key, stored_responses)
+        for response in responses:
+            self.store.add(response)
 
     def after_update(self, step: int) -> None:
         self.store.expire(step)
@@ -74,7 +71,7 @@ class ReplaySource(PrefixSource):
         prefixes = {r.session: self._cut(source, r) for r, source in zip(plan.requests, chosen, strict=False)}
         return GroupPrefixes(plan.prompt_key, prefixes)
 
-    def _cut(self, source: StoredResponse, request: PrefixRequest) -> Prefix:
+    def _cut(self, source: PolicyResponse, request: PrefixRequest) -> Prefix:
         wanted = request.length if request.share is None else round(request.share * len(source.token_ids))
         length = max(1, min(wanted, len(source.token_ids), self._response_length - 1))
         ids, log_probs = source.token_ids[:length].tolist(), source.log_probs[:length].tolist()
@@ -93,4 +90,5 @@ class ReplaySource(PrefixSource):
         self.store.save(folder / STORE_FILE)
 
     def load(self, folder: Path) -> None:
-        self.store = ResponseStore.load(folder / STORE_FILE, **self._limits())
+        self.store = self._new_store()
+        self.store.load(folder / STORE_FILE)

@@ -1,48 +1,29 @@
-"""Which of a prompt's stored responses to take first.
-
-Each choice takes the prompt's responses by version, then insertion, and a seed, and returns the positions of all of
-them, best first. Ties go to the newer version, then to the one added last.
-"""
+"""Which of a prompt's stored responses to take first."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
+import numpy as np
 
-class Candidate(Protocol):
-    """What a choice looks at."""
+from soup_verl.history.base import PolicyResponse
 
-    reward: float
-    surprisal: float
-
-
-def uniform(responses: Sequence[Candidate], seed: int) -> list[int]:
-    """Any order, each as likely."""
-    return random.Random(seed).sample(range(len(responses)), len(responses))
-
-
-def latest(responses: Sequence[Candidate], seed: int) -> list[int]:
-    """Newest policy version first."""
-    return list(reversed(range(len(responses))))
-
-
-def best_reward(responses: Sequence[Candidate], seed: int) -> list[int]:
-    """Highest reward first."""
-    return sorted(latest(responses, seed), key=lambda i: -responses[i].reward)
-
-
-def worst_reward(responses: Sequence[Candidate], seed: int) -> list[int]:
-    """Lowest reward first."""
-    return sorted(latest(responses, seed), key=lambda i: responses[i].reward)
-
-
-def entropy(responses: Sequence[Candidate], seed: int) -> list[int]:
-    """Highest mean of -log_prob over the response's tokens first: a one-sample estimate of its policy's entropy."""
-    return sorted(latest(responses, seed), key=lambda i: -responses[i].surprisal)
-
-
-CHOICES: dict[str, Callable[[Sequence[Candidate], int], list[int]]] = {
-    f.__name__: f for f in (uniform, latest, best_reward, worst_reward, entropy)
+SMALLEST_FIRST: dict[str, Callable[[PolicyResponse], float]] = {
+    "latest": lambda r: -r.policy_version,
+    "best_reward": lambda r: -r.reward,
+    "worst_reward": lambda r: r.reward,
+    # highest mean of -log_prob over the response's tokens: a one-sample estimate of its policy's entropy
+    "entropy": lambda r: float(r.log_probs.mean(dtype=np.float64)),
 }
+CHOICES = ("uniform", *SMALLEST_FIRST)
+
+
+def order(responses: Sequence[PolicyResponse], choice: str, seed: int) -> list[int]:
+    """The positions of all of a prompt's responses, which come by version, then insertion; the first choice first.
+
+    Ties go to the newer version, then to the one added last. `uniform` is any order, each as likely.
+    """
+    if choice == "uniform":
+        return random.Random(seed).sample(range(len(responses)), len(responses))
+    return sorted(range(len(responses)), key=lambda i: (SMALLEST_FIRST[choice](responses[i]), -i))

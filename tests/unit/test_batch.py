@@ -275,6 +275,7 @@ def plain(response: PolicyResponse):
         response.log_probs.tolist(),
         response.policy_version,
         response.reward,
+        response.ended,
     )
 
 
@@ -287,8 +288,8 @@ def test_a_short_response_loses_its_end_token_and_a_full_one_loses_nothing(store
         ],
     )
     assert [plain(r) for r in found] == [
-        (token_key(7, [1, 2]), [5, 6], [0.0, -0.25], 5, 0.75),
-        (token_key(8, [1, 2, 3]), [5, 6, 7, 8], [0.0, -0.25, -0.5, -0.75], 5, 1.0),
+        (token_key(7, [1, 2]), [5, 6], [0.0, -0.25], 5, 0.75, True),
+        (token_key(8, [1, 2, 3]), [5, 6, 7, 8], [0.0, -0.25, -0.5, -0.75], 5, 1.0, False),
     ]
     assert str(found[0].token_ids.dtype) == "int32" and str(found[0].log_probs.dtype) == "float32"
 

@@ -2,6 +2,7 @@ import dataclasses
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from omegaconf import OmegaConf
@@ -9,7 +10,7 @@ from omegaconf import OmegaConf
 from soup_verl import config, core_algos, mixing
 from soup_verl.checkpoint import TornCheckpoint
 from soup_verl.config import ConfigError, SoupConfig
-from soup_verl.history import response_choice
+from soup_verl.history import PolicyResponse, response_choice
 from soup_verl.history.response_store import ResponseStore
 
 RECIPE = Path(__file__).parents[2] / "recipe/soup/config/soup_trainer.yaml"
@@ -320,8 +321,9 @@ def test_the_names_to_choose_from_are_those_implemented(names, implemented):
 
 def test_the_store_takes_every_choice_there_is():
     store = ResponseStore(capacity_tokens=10_000, per_prompt=1, max_policy_age=None)
+    store.add(PolicyResponse("p", np.ones(1, np.int32), np.zeros(1, np.float32), 0, 0.0, True))
     for choice in config.REPLAY_CHOICES:
-        assert store.choose("p", 1, choice=choice, seed=0) == []
+        assert len(store.choose("p", 1, choice=choice, seed=0)) == 1
 
 
 # ---- the shipped recipe ----

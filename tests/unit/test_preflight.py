@@ -170,7 +170,7 @@ def test_the_history_in_host_memory(shape):
     assert history(run_settings(soup__mixed_fraction=0), shape).bytes == 0
     # 4 steps x 128 prompts x 4 of 8 responses x 1024 tokens x 72 bytes
     assert history(run_settings(), shape).bytes == 4 * 128 * 4 * 1024 * 72
-    assert history(run_settings(soup__source="replay"), shape).bytes == 64_000_000 * 8
+    assert history(run_settings(soup__source="replay"), shape).bytes == 64_000_000 * 10
     snapshot = run_settings(soup__source="snapshot", soup__snapshot__capacity=2)
     assert history(snapshot, shape).bytes == 3 * PARAMS_7B * 4
     two_nodes = run_settings(soup__source="snapshot", soup__snapshot__capacity=2, trainer__nnodes=2)

@@ -84,8 +84,8 @@ def test_kept_policies_and_the_current_one_on_a_node():
     assert size(shards=8, gpus_per_node=16) == 40_000  # two copies on one node
 
 
-def test_the_response_store_takes_8_bytes_a_token():
-    assert sizing.replay_store(64_000_000).bytes == 512_000_000
+def test_the_response_store_takes_10_bytes_a_token():
+    assert sizing.replay_store(64_000_000).bytes == 640_000_000
 
 
 def test_pending_prefixes():

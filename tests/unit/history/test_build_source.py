@@ -1,7 +1,8 @@
+import numpy as np
 import pytest
 
 from soup_verl.config import SOURCES, SoupConfig
-from soup_verl.history import LookaheadSource, ReplaySource, SnapshotSource, build_source
+from soup_verl.history import LookaheadSource, PolicyResponse, ReplaySource, SnapshotSource, build_source
 
 
 def build(engine, *, last_step=5, **section):
@@ -65,6 +66,14 @@ def test_the_target_of_auto_arrives(engine, fake_run):
 def test_replay_settings_arrive(engine):
     settings = {"capacity_tokens": 5000, "per_prompt": 1, "max_policy_age": 2, "choice": "latest"}
     source = build(engine, source="replay", replay=settings)
-    assert source.store.stats()["bytes_bound"] == 8 * 5000
     assert source._settings.choice == "latest" and source._response_length == 16
-    assert source._limits() == {"capacity_tokens": 5000, "per_prompt": 1, "max_policy_age": 2}
+
+    def kept(*responses):
+        source.observe_responses([PolicyResponse(k, ids, ids.astype(np.float32), v, 0.0, True) for k, v in responses])
+        return len(source.store)
+
+    ids = np.ones(2, np.int32)
+    assert kept(("a", 3), ("a", 3)) == 1  # a prompt
+    assert kept(*((f"b{i}", 4) for i in range(9))) == 4  # 5000 // 1024
+    source.after_update(7)
+    assert len(source.store) == 0  # policies more than 2 versions old

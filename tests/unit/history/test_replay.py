@@ -35,7 +35,7 @@ def source_of(engine, *, response_length=10, seed=0, last_step=9, **changes):
 def response(name, first, length=4, *, version=0, reward=0.0):
     """Token ids `first`, `first` + 1 and so on; log-probs -0.25 apart."""
     ids = np.arange(first, first + length, dtype=np.int32)
-    return PolicyResponse(f"key of {name}", ids, -0.25 * np.arange(length, dtype=np.float32), version, reward)
+    return PolicyResponse(f"key of {name}", ids, -0.25 * np.arange(length, dtype=np.float32), version, reward, True)
 
 
 def tokens(groups):
@@ -184,7 +184,8 @@ def test_the_store_and_what_it_reports_stay_within_the_limits():
     source = source_of(Prompts(), per_prompt=2)
     source.observe_responses([response("a", 20 + i, 3, version=i) for i in range(5)] + [response("b", 90, 4)])
     assert source.metrics() == {"soup/replay_responses_total": 3.0, "soup/replay_tokens_total": 10.0}
-    assert [r.policy_version for r in source.store.responses_of("key of a")] == [3, 4]
+    kept = source.store.choose("key of a", 2, choice="latest", seed=0)
+    assert [r.policy_version for r in kept] == [4, 3]
 
 
 def test_it_says_what_it_needs_and_that_its_prefixes_cost_no_decoding():

@@ -8,142 +8,107 @@ import pytest
 
 from soup_verl.history import response_file
 from soup_verl.history.response_file import SCHEMA, STATE
-from soup_verl.history.response_store import ResponseStore
-from tests.unit.history.stores import ROOM, firsts, plain, response, store
+from tests.unit.history.stores import ROOM, firsts, held, loaded, response, store
 
 
 @pytest.fixture
 def saved(tmp_path):
-    s = store()
-    s.add("p", [response(0, length=100), response(200, version=2)])
-    s.save(tmp_path / "s.parquet")
-    return tmp_path / "s.parquet"
-
-
-def load(path, **limits):
-    return ResponseStore.load(
-        path, **{"capacity_tokens": 100 * ROOM, "per_prompt": 100, "max_policy_age": None} | limits
-    )
+    path = tmp_path / "s.parquet"
+    store(response("p", 0, 100), response("p", 200, version=2, ended=False)).save(path)
+    return path
 
 
 def test_the_file_is_plain_columns_in_the_order_of_use(saved):
-    s = load(saved)
+    s = loaded(saved)
     s.choose("p", 1, choice="worst_reward", seed=0)
     s.choose("p", 2, choice="latest", seed=0)
     s.save(saved)
-    rows = pq.read_table(saved).to_pylist()
-    assert [(row["prompt_key"], row["serial"], row["policy_version"], row["reward"]) for row in rows] == [
-        ("p", 1, 2, 0.0),
-        ("p", 0, 0, 0.0),
-    ]
-    assert rows[0]["token_ids"] == [200, 201] and rows[0]["log_probs"] == [-1, -1]
+    first, second = pq.read_table(saved).to_pylist()
+    assert first == row(token_key="p", serial=1, policy_version=2, token_ids=[200, 201], log_probs=[-1, -1])
+    assert (second["serial"], second["token_ids"], second["ended"]) == (0, list(range(100)), True)
 
 
-def test_an_empty_store_is_a_file_too(tmp_path):
-    store().save(tmp_path / "s")
-    assert len(load(tmp_path / "s")) == 0
-
-
-def test_every_row_survives_many_row_groups(tmp_path, monkeypatch):
-    monkeypatch.setattr(response_file, "_CHUNK_RESPONSES", 3)
-    s = store()
-    for i in range(10):
-        s.add(f"p{i}", [response(i, length=i + 1)])
-    s.save(tmp_path / "s")
-    again = load(tmp_path / "s")
-    assert pq.ParquetFile(tmp_path / "s").num_row_groups == 4
-    for i in range(10):
-        assert [plain(r) for r in again.responses_of(f"p{i}")] == [plain(r) for r in s.responses_of(f"p{i}")]
+def test_every_row_survives_many_row_groups_and_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(response_file, "ROW_GROUP", 3)
+    for count in (10, 0):
+        s = store(*(response(f"p{i}", i, i + 1, version=i, reward=i / 4, ended=i % 2 == 0) for i in range(count)))
+        s.save(tmp_path / "s")
+        assert pq.ParquetFile(tmp_path / "s").num_row_groups == -(-count // 3)
+        assert held(loaded(tmp_path / "s")) == held(s)
 
 
 def test_what_is_added_after_loading_counts_as_added_last(tmp_path):
-    s = store(per_prompt=2)
-    s.add("p", [response(i) for i in range(6)])
-    s.save(tmp_path / "s")
-    again = load(tmp_path / "s", per_prompt=2)
-    again.add("p", [response(6)])
-    assert firsts(again.responses_of("p")) == [5, 6]
+    store(*(response("p", i) for i in range(6))).save(tmp_path / "s")
+    again = loaded(tmp_path / "s", per_prompt=2)
+    again.add(response("p", 6))
+    assert firsts(again, "p") == [5, 6]
 
 
 def test_tighter_limits_apply_when_loading(tmp_path):
-    s = store()
-    s.add("p", [response(i, version=i) for i in range(4)])
-    s.add("q", [response(9, version=9)])
+    s = store(*(response("p", i, version=i) for i in range(4)), response("q", 9, version=9))
     s.expire(9)
     s.choose("p", 1, choice="latest", seed=0)
     s.save(tmp_path / "s")
-    assert firsts(load(tmp_path / "s", per_prompt=2).responses_of("p")) == [2, 3]
-    assert firsts(load(tmp_path / "s", max_policy_age=7).responses_of("p")) == [2, 3]
-    small = load(tmp_path / "s", capacity_tokens=2 * ROOM)
-    assert firsts(small.responses_of("p")) == [3] and firsts(small.responses_of("q")) == [9]
-    assert small.stats()["evicted_by_capacity"] == 3
+    assert firsts(loaded(tmp_path / "s", per_prompt=2), "p") == [2, 3]
+    assert firsts(loaded(tmp_path / "s", max_policy_age=7), "p") == [2, 3]
+    assert [r[:2] for r in held(loaded(tmp_path / "s", capacity_tokens=2 * ROOM))] == [("q", [9, 10]), ("p", [3, 4])]
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, -1])
 def test_a_torn_file_is_refused_by_its_path(saved, kept):
     saved.write_bytes(saved.read_bytes()[:kept])
     with pytest.raises(ValueError, match=str(saved)):
-        load(saved)
-
-
-def test_a_missing_file_is_refused_by_its_path(tmp_path):
-    with pytest.raises(ValueError, match=str(tmp_path / "none")):
-        load(tmp_path / "none")
+        loaded(saved)
 
 
 def row(**changes):
-    sound = {"prompt_key": "p", "serial": 0, "policy_version": 0, "reward": 0.0, "token_ids": [1], "log_probs": [-1.0]}
-    return sound | changes
+    """A response of format 2."""
+    sound = {"token_key": "p", "serial": 0, "policy_version": 0, "reward": 0.0, "token_ids": [1], "log_probs": [-1.0]}
+    return sound | {"ended": False} | changes
 
 
-STATE_OF_ONE = {"format": 1, "current_version": 0, "evicted": {"age": 0, "per_prompt": 0, "capacity": 0}}
+def write_by_hand(path, *rows, schema=SCHEMA, form=2):
+    metadata = {STATE: json.dumps({"format": form, "current_version": 4})}
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema.with_metadata(metadata)), path)
 
 
-def write_by_hand(path, one, *, schema=SCHEMA, state=STATE_OF_ONE):
-    metadata = {STATE: json.dumps(state)} if state else {}
-    pq.write_table(pa.Table.from_pylist([one], schema=schema.with_metadata(metadata)), path)
-
-
-def test_a_file_written_by_hand_is_taken(tmp_path):
-    write_by_hand(tmp_path / "s", row())
-    assert plain(load(tmp_path / "s").responses_of("p")[0]) == ([1], [-1.0], 0, 0.0)
+def test_a_file_of_the_first_format_is_taken_and_none_of_it_is_known_to_have_ended(tmp_path):
+    types = {"prompt_key": pa.string(), "serial": pa.int64(), "policy_version": pa.int64(), "reward": pa.float64()}
+    types |= {"token_ids": pa.list_(pa.int32()), "log_probs": pa.list_(pa.float32())}
+    rows = [row(prompt_key="p", serial=i, token_ids=[7 + i], policy_version=2 + i) for i in (1, 0)]
+    write_by_hand(tmp_path / "s", *rows, schema=pa.schema(types), form=1)
+    s = loaded(tmp_path / "s", max_policy_age=2)
+    assert held(s) == [("p", [8], [-1.0], 3, 0.0, False), ("p", [7], [-1.0], 2, 0.0, False)]
+    assert firsts(s, "p") == [7, 8]
+    s.add(response("p", version=1))  # at version 4 too old
+    assert len(s) == 2
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
         ({"log_probs": [float("nan")]}, "finite"),
-        ({"log_probs": [-1.0, -1.0]}, r"token_ids \(1,\) and log_probs \(2,\)"),
-        ({"token_ids": [], "log_probs": []}, "at least one token"),
+        ({"log_probs": [-1.0, -1.0]}, "as many log_probs"),
         ({"token_ids": None}, "empty cells"),
         ({"token_ids": [None]}, "empty cells"),
-        ({"prompt_key": None}, "empty cells"),
-        ({"prompt_key": "ü"}, "ASCII"),
+        ({"token_key": None}, "empty cells"),
+        ({"token_ids": [1] * 2049, "log_probs": [-1.0] * 2049}, r"soup\.replay\.capacity_tokens=2048"),
     ],
 )
 def test_an_unsound_row_is_refused_by_the_files_path(tmp_path, changes, named):
     write_by_hand(tmp_path / "s", row(**changes))
     with pytest.raises(ValueError, match=f"{tmp_path / 's'}.*{named}"):
-        load(tmp_path / "s")
+        loaded(tmp_path / "s", capacity_tokens=2 * ROOM)
 
 
-def test_other_columns_types_and_formats_are_refused_by_the_files_path(tmp_path):
+def test_other_files_columns_types_and_formats_are_refused_by_the_files_path(tmp_path):
     path = tmp_path / "s"
+    with pytest.raises(ValueError, match=f"{path}.*No such file"):
+        loaded(path)
     pq.write_table(pa.table({"prompt": ["a"]}), path)
-    with pytest.raises(ValueError, match=rf"{path}.*\['prompt'\], expected \['prompt_key'"):
-        load(path)
-    write_by_hand(path, row(), schema=SCHEMA.set(4, pa.field("token_ids", pa.list_(pa.int64()))))
-    with pytest.raises(ValueError, match=f"{path}.*its columns"):
-        load(path)
-    for state in (None, {"format": 2}):
-        write_by_hand(path, row(), state=state)
-        with pytest.raises(ValueError, match=f"{path}.*format is not 1"):
-            load(path)
-
-
-def test_a_stored_response_too_long_for_a_smaller_capacity_is_refused(saved):
-    s = load(saved)
-    s.add("p", [response(0, length=5000)])
-    s.save(saved)
-    with pytest.raises(ValueError, match=rf"{saved}.*soup\.replay\.capacity_tokens"):
-        load(saved, capacity_tokens=2 * ROOM)
+    with pytest.raises(ValueError, match=rf"{path}.*format None with columns \['prompt'\]"):
+        loaded(path)
+    for schema, form in ((SCHEMA.set(4, pa.field("token_ids", pa.list_(pa.int64()))), 2), (SCHEMA, 1), (SCHEMA, 3)):
+        write_by_hand(path, row(), schema=schema, form=form)
+        with pytest.raises(ValueError, match=rf"{path}.*format {form} with columns \['token_key', "):
+            loaded(path)
