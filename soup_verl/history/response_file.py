@@ -19,7 +19,7 @@ TOKEN_FIELDS = {"token_ids": np.int32, "log_probs": np.float32}
 """What a response has of every token."""
 MAX_KEY = 128  # characters of a prompt's key
 STATE = b"soup.response_store"  # the file's metadata: what is not of any one response
-ROW_GROUP = 256  # responses that are in memory at once
+ROW_GROUP = 64  # responses that are in memory at once
 SCHEMA = pa.schema(
     [
         ("token_key", pa.string()),

@@ -97,7 +97,7 @@ class ResponseStore:
         return [responses[i] for i in chosen]
 
     def save(self, path: Path) -> None:
-        """Write everything into one parquet file, least recently used first, some megabytes at a time."""
+        """Write everything into one parquet file, least recently used first."""
         rows = ((serial, self._response(entry)) for serial, entry in self._by_use.items())
         write_responses(path, rows, current_version=self._current_version)
 
