@@ -145,7 +145,8 @@ def train(config: DictConfig, further: Sequence[DictConfig] | None = None) -> No
     try:
         _run_ppo(config, runner)
     except Exception as error:
-        _report(error, config if further is None else next(c for c in (config, *further) if not is_finished(c)))
+        runs = [config, *(further or ())]
+        _report(error, next((c for c in runs[:-1] if not is_finished(c)), runs[-1]))
         sys.exit(1)
 
 

@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,6 +25,22 @@ def test_a_path_that_does_not_exist_and_is_no_hub_name_is_refused(path):
 
 def test_a_remote_model_path_is_verls_business():
     run.check_model_path("hdfs://host/model")
+
+
+def test_a_series_that_errs_after_its_last_run_had_finished_says_so_in_that_runs_folder(tmp_path, monkeypatch, capsys):
+    def finish_all_and_fail(config, runner):
+        for run_config in runs:
+            folder = Path(run_config.trainer.default_local_dir)
+            folder.mkdir()
+            (folder / "finished.json").write_text(json.dumps({"steps": 4, "epochs": 1}))
+        raise OSError("Ray did not end")
+
+    trainer = {"total_training_steps": 4, "total_epochs": 1}
+    runs = [OmegaConf.create({"trainer": trainer | {"default_local_dir": str(tmp_path / name)}}) for name in "ab"]
+    monkeypatch.setattr(run, "_run_ppo", finish_all_and_fail)
+    with pytest.raises(SystemExit):
+        run.train(runs[0], further=runs[1:])
+    assert capsys.readouterr().err == f"error: OSError: Ray did not end (traceback: {tmp_path}/b/error.txt)\n"
 
 
 @pytest.mark.parametrize("several", [False, True])
