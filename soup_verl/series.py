@@ -11,6 +11,7 @@ A run in a series trains as it would alone: initial weights, a new optimizer, it
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from soup_verl import run_log
+from soup_verl.config import ConfigError, require
 
 FINISHED = "finished.json"
-"""In the folder of a run that came to its end: {"steps": trainer.total_training_steps}."""
+"""In the folder of a run that came to its end: the end that its settings ask for, as in `end_asked_for`."""
 
 TAKEN_UP = (
     "soup.",
@@ -62,13 +64,14 @@ def run_series(configs: Sequence[DictConfig]) -> None:
     """Train every run that has not finished yet, in this order; a failure ends the series as it would end the run.
 
     Args:
-        configs: composed configurations, each with a `trainer.default_local_dir` of its own.
+        configs: composed configurations, each with a `trainer.default_local_dir` of its own, all for one platform.
     """
     from soup_verl import run as single
 
-    folders = [config.trainer.default_local_dir for config in configs]
-    if double := {folder for folder in folders if folders.count(folder) > 1}:
-        raise ValueError(f"trainer.default_local_dir={min(double)!r}: expected a folder of its own for every run")
+    try:
+        check_together(configs)
+    except ConfigError as error:
+        sys.exit(f"error: {type(error).__name__}: {error}")
     todo = [config for config in configs if not is_finished(config)]
     for config in todo[:1]:
         single.use_platform(config)
@@ -78,10 +81,31 @@ def run_series(configs: Sequence[DictConfig]) -> None:
         single.train(stack[0], further=stack[1:])
 
 
+def check_together(configs: Sequence[DictConfig]) -> None:
+    """What must hold of runs in one series, whichever of them have finished.
+
+    Raises:
+        ConfigError: two runs have one folder, or a run (named by its folder) asks for another platform than the first:
+            the processes of a series inherit one.
+    """
+    device_of: dict[str, str] = {}
+    for folder, device in ((config.trainer.default_local_dir, config.trainer.device) for config in configs):
+        require(folder not in device_of, "trainer.default_local_dir", folder, "a folder of its own for every run")
+        device_of[folder] = device
+        first, its = next(iter(device_of.items()))
+        expected = f"{its!r} in {folder!r}, as in {first!r}: the runs of a series have one platform"
+        require(device == its, "trainer.device", device, expected, "Start a series for each.")
+
+
 def is_finished(config: DictConfig) -> bool:
     """Whether the run came to the end that its settings ask for."""
     file = Path(config.trainer.default_local_dir) / FINISHED
-    return file.exists() and json.loads(file.read_text())["steps"] == config.trainer.total_training_steps
+    return file.exists() and json.loads(file.read_text()) == end_asked_for(config)
+
+
+def end_asked_for(config: DictConfig) -> dict[str, int | None]:
+    """verl's trainer ends at whichever comes first; without a number of steps (None) the epochs alone decide."""
+    return {"steps": config.trainer.total_training_steps, "epochs": config.trainer.total_epochs}
 
 
 def stacks(configs: Iterable[DictConfig]) -> list[list[DictConfig]]:
@@ -148,9 +172,9 @@ class Series:
 
     def _fit(self, manager: Any) -> None:
         self.trainer.fit(manager)
-        trainer = self.trainer.config.trainer
-        file = Path(trainer.default_local_dir) / FINISHED
-        file.write_text(json.dumps({"steps": trainer.total_training_steps}))
+        config = self.trainer.config
+        file = Path(config.trainer.default_local_dir) / FINISHED
+        file.write_text(json.dumps(end_asked_for(config)))
 
 
 _OF_THE_PROCESSES = (

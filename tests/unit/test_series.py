@@ -3,13 +3,19 @@ import json
 import pytest
 from omegaconf import OmegaConf
 
-from soup_verl import series
+from soup_verl import run, series
 
 BASE = {
     "soup": {"mixed_fraction": 0.5, "source": "lookahead"},
     "algorithm": {"adv_estimator": "soup", "use_kl_in_reward": False},
     "data": {"train_files": "a.parquet", "max_response_length": 16},
-    "trainer": {"default_local_dir": "runs/a", "total_training_steps": 4, "nnodes": 1},
+    "trainer": {
+        "default_local_dir": "runs/a",
+        "device": "cpu",
+        "total_training_steps": 4,
+        "total_epochs": 30,
+        "nnodes": 1,
+    },
     "actor_rollout_ref": {
         "actor": {"strategy": "fsdp2", "optim": {"lr": 1e-6}, "clip_ratio_high": 0.2},
         "rollout": {
@@ -20,6 +26,7 @@ BASE = {
         },
     },
 }
+DONE = {"steps": 4, "epochs": 30}
 
 
 def config(**changes):
@@ -75,22 +82,57 @@ def test_stacks_keep_the_order_and_put_together_what_can_share():
 
 
 def test_a_run_is_finished_when_it_made_the_steps_that_are_asked_for(tmp_path):
-    run = config(**{"trainer.default_local_dir": str(tmp_path)})
-    assert not series.is_finished(run)
-    (tmp_path / series.FINISHED).write_text(json.dumps({"steps": 4}))
-    assert series.is_finished(run)
+    asked = config(**{"trainer.default_local_dir": str(tmp_path)})
+    assert not series.is_finished(asked)
+    (tmp_path / series.FINISHED).write_text(json.dumps(DONE))
+    assert series.is_finished(asked)
     assert not series.is_finished(
         config(**{"trainer.default_local_dir": str(tmp_path), "trainer.total_training_steps": 8})
     )
 
 
-def test_two_runs_in_one_folder_are_refused():
-    with pytest.raises(ValueError, match=r"trainer.default_local_dir='runs/a': expected a folder of its own"):
-        series.run_series([config(), config()])
+def test_without_a_number_of_steps_the_epochs_say_whether_a_run_is_finished(tmp_path):
+    ten, twenty = (
+        config(
+            **{
+                "trainer.default_local_dir": str(tmp_path),
+                "trainer.total_training_steps": None,
+                "trainer.total_epochs": epochs,
+            }
+        )
+        for epochs in (10, 20)
+    )
+    trainer = Trainer(tmp_path / "made", [])
+    trainer.config = ten
+    series.Series(trainer, []).fit(Manager())
+    assert series.is_finished(ten) and not series.is_finished(twenty)
+
+
+def refused(runs, monkeypatch):
+    """What a series says that is refused before any run is looked at."""
+    monkeypatch.setattr(run, "prepare", lambda config: pytest.fail("a run was looked at"))
+    with pytest.raises(SystemExit) as caught:
+        series.run_series(runs)
+    return caught.value.code
+
+
+def test_two_runs_in_one_folder_are_refused(monkeypatch):
+    assert refused([config(), config()], monkeypatch) == (
+        "error: ConfigError: trainer.default_local_dir='runs/a': expected a folder of its own for every run."
+    )
+
+
+def test_runs_of_two_platforms_are_refused_by_the_folder_of_the_first_that_differs(monkeypatch):
+    folders = {"runs/a": "cpu", "runs/b": "cpu", "runs/c": "cuda"}
+    runs = [config(**{"trainer.default_local_dir": f, "trainer.device": d}) for f, d in folders.items()]
+    assert refused(runs, monkeypatch) == (
+        "error: ConfigError: trainer.device='cuda': expected 'cpu' in 'runs/c', as in 'runs/a': the runs of a series "
+        "have one platform. Start a series for each."
+    )
 
 
 def test_a_finished_series_starts_nothing(tmp_path):
-    (tmp_path / series.FINISHED).write_text(json.dumps({"steps": 4}))
+    (tmp_path / series.FINISHED).write_text(json.dumps(DONE))
     series.run_series([config(**{"trainer.default_local_dir": str(tmp_path)})])
 
 
@@ -140,5 +182,5 @@ def test_each_run_gets_a_trainer_and_the_manager_its_settings(tmp_path, monkeypa
         ("init", "c"),
         ("fit", "c", "c"),
     ]
-    assert all(json.loads((tmp_path / name / series.FINISHED).read_text()) == {"steps": 4} for name in "abc")
+    assert all(json.loads((tmp_path / name / series.FINISHED).read_text()) == DONE for name in "abc")
     assert all_runs.logger.config.trainer.default_local_dir.endswith("c")
