@@ -109,13 +109,14 @@ def _prepare(
     resolve = partial(checkpoints.resolve, merged=merged, announce=partial(progress.console.print, markup=False))
     model = resolve(arguments.model, option="--model")
     historical = {name: resolve(name, option="--historical") for name in arguments.historical}
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, f"--model={arguments.model}")
     for name, folder in historical.items():
-        if load_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
+        if load_tokenizer(folder, f"--historical={name}").get_vocab() != tokenizer.get_vocab():
             raise EvaluationError(f"--historical={name}: another vocabulary than --model's, so its tokens mean others")
     prompts = {(p.file, p.index): prompt_ids(tokenizer, p, arguments.chat_template_args) for p in problems}
     longest = max(map(len, prompts.values())) + arguments.max_tokens
-    checkpoints.check_window(model, longest, f"--max-tokens={arguments.max_tokens}")
+    for folder in (model, *historical.values()):  # each engine is made for sequences of this length
+        checkpoints.check_window(folder, longest, f"--max-tokens={arguments.max_tokens}")
     settings = EngineSettings(
         model=model,
         device=device,

@@ -93,11 +93,11 @@ def digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
-def load_tokenizer(model: Path) -> Any:
+def load_tokenizer(model: Path, what: str) -> Any:
     """The tokenizer of a model folder.
 
     Raises:
-        EvaluationError: it cannot be loaded, or has no chat template.
+        EvaluationError: it cannot be loaded, or has no chat template; names `what`, the option.
     """
     from transformers import AutoTokenizer
 
@@ -105,11 +105,9 @@ def load_tokenizer(model: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(str(model))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise EvaluationError(f"--model={model}: its tokenizer cannot be loaded ({reason})") from None
+        raise EvaluationError(f"{what}: its tokenizer cannot be loaded ({reason})") from None
     if not tokenizer.chat_template:
-        raise EvaluationError(
-            f"--model={model}: its tokenizer has no chat template, which training prompts are made by"
-        )
+        raise EvaluationError(f"{what}: its tokenizer has no chat template, which training prompts are made by")
     return tokenizer
 
 

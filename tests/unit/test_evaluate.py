@@ -393,7 +393,26 @@ def test_a_historical_model_must_speak_the_same_tokens(files, made_up, capsys):
 def test_a_tokenizer_without_a_chat_template_is_refused(files, made_up, capsys):
     save_model(files, template=None, name="bare")
     assert evaluate(files, model="bare") == 1
-    assert "has no chat template" in error_line(capsys)
+    assert f"--model={files}/bare: its tokenizer has no chat template" in error_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda model: (model / "tokenizer.json").unlink(), "--historical={}: its tokenizer cannot be loaded"),
+        (lambda model: (model / "chat_template.jinja").unlink(), "--historical={}: its tokenizer has no chat template"),
+        (
+            lambda model: (model / "config.json").write_text('{"max_position_embeddings": 10}'),
+            "--max-tokens=8: with the longest prompt that is 11 tokens, and {} was made for 10",
+        ),
+    ],
+)
+def test_a_broken_historical_model_is_refused_by_name(files, made_up, capsys, break_it, message):
+    early = save_model(files, name="early")
+    break_it(early)
+    assert evaluate(files, "--historical", early, "--prefix-tokens", "1:2") == 1
+    assert message.format(early) in error_line(capsys)
+    assert made_up.calls == []
 
 
 def test_arguments_of_the_chat_template_reach_it_and_are_settings(files, made_up, capsys):
