@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from soup_verl.evaluation import EvaluationError
 from soup_verl.evaluation.engine import DEVICES, DTYPES
 from soup_verl.evaluation.estimators import powers_of_two
-from soup_verl.evaluation.scoring import DEFAULT
+from soup_verl.evaluation.scoring import DEFAULT, FUNCTION
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,8 +50,8 @@ def parse_args(argv: Sequence[str] | None, description: str) -> argparse.Namespa
     add(
         "--reward",
         default=DEFAULT,
-        metavar="FILE.py:FUNCTION",
-        help=f"or pkg://MODULE:FUNCTION ({DEFAULT})",
+        metavar="FILE.py[:FUNCTION]",
+        help=f"or pkg://MODULE[:FUNCTION]; FUNCTION is {FUNCTION} if not given ({DEFAULT})",
     )
     add(
         "--chat-template-args", type=_json_object, default={}, metavar="JSON", help="as data.apply_chat_template_kwargs"

@@ -19,27 +19,32 @@ from soup_verl.evaluation.checkpoints import fingerprint
 from soup_verl.evaluation.problems import Problem, digest
 from soup_verl.validation import is_solved
 
-DEFAULT = "pkg://soup_verl.reward:compute_score"
+FUNCTION = "compute_score"
+"""Of a reward file, where none is named: verl's default too."""
+DEFAULT = f"pkg://soup_verl.reward:{FUNCTION}"
 Reward = Callable[..., Any]
 
 
 def load_reward(spec: str) -> tuple[Reward, str]:
-    """The function that `FILE.py:NAME` or `pkg://MODULE:NAME` names, and what identifies it in settings.json.
+    """The function that `FILE.py[:NAME]` or `pkg://MODULE[:NAME]` names, and what identifies it in settings.json.
 
     Raises:
         EvaluationError: there is no such function, or it is a coroutine.
     """
     path, _, name = spec.rpartition(":")
+    if not (path and name.isidentifier()):  # no function is named: the colon, if any, is the one of pkg://
+        path, name = spec, FUNCTION
     try:
         if path.startswith("pkg://"):
             module = importlib.import_module(path.removeprefix("pkg://").replace("/", "."))
-            identity = f"{spec}:{fingerprint(_sources(module))}"
+            identity = f"{path}:{name}:{fingerprint(_sources(module))}"
         else:
             file = Path(path).expanduser()
             module, identity = _module_of(file), f"{file.name}:{name}:{digest(file)}"
     except Exception as error:  # a module may raise whatever it likes while it is imported
         raise EvaluationError(
-            f"--reward={spec!r}: {type(error).__name__}: {error}. Expected FILE.py:FUNCTION or pkg://MODULE:FUNCTION."
+            f"--reward={spec!r}: {type(error).__name__}: {error}. Expected FILE.py or pkg://MODULE, with :FUNCTION "
+            f"behind it if that is not {FUNCTION}."
         ) from None
     function = getattr(module, name, None)
     if not callable(function) or inspect.iscoroutinefunction(function):

@@ -46,6 +46,14 @@ def test_a_file_is_known_by_its_content(tmp_path):
     assert load_reward(f"{file}:f")[1] != identity
 
 
+def test_the_function_is_compute_score_where_none_is_named_as_in_verl(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def compute_score(**given): return 0.25")
+    reward, identity = load_reward(str(file))
+    assert score(reward, PROBLEM, "")["score"] == 0.25 and identity == load_reward(f"{file}:compute_score")[1]
+    assert load_reward("pkg://soup_verl.reward") == load_reward(DEFAULT)
+
+
 @pytest.mark.parametrize(
     ("result", "correct"),
     [
@@ -92,7 +100,9 @@ def test_what_a_function_raises_is_named():
         ("f = 1", "mine.py:f", "expected f to be a function"),
         ("async def f(): pass", "mine.py:f", "not a coroutine"),
         ("import nothing_of_that_name", "mine.py:f", "ModuleNotFoundError"),
-        ("", "mine.py", "Expected FILE.py:FUNCTION"),
+        ("", "mine.py", "expected compute_score to be a function"),
+        ("", "mine.py:", "Expected FILE.py or pkg://MODULE"),
+        ("", "mine", "Expected FILE.py or pkg://MODULE"),
         ("", "pkg://soup_verl.absent:f", "ModuleNotFoundError"),
     ],
 )
