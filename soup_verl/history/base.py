@@ -173,8 +173,6 @@ class PolicyEngine(Protocol):
 class PrefixSource(ABC):
     """Hands over the prefixes of each step's batch. The rest of the code cannot tell sources apart."""
 
-    read_ahead = 1
-    """How many batches ahead of the one in training the source needs to know the prompts."""
     wants_responses = False
     """Whether `observe_responses` has a use for responses."""
     decodes_prefixes = True

@@ -28,7 +28,6 @@ class LookaheadSource(PrefixSource):
     """
 
     def __init__(self, engine: PolicyEngine, *, ages: Sequence[int], last_step: int, warm_start: bool = False):
-        self.read_ahead = max(ages)
         self._engine = engine
         self._ages = tuple(ages)
         self._last_step = last_step

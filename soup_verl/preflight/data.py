@@ -102,7 +102,6 @@ def read_split(run: RunSettings, split: str) -> Split | None:
     if any("://" in str(file) for file in files):
         return None
     prompt_key = run.get("data.prompt_key", "prompt")
-    prompt_key = run.get("data.prompt_key", "prompt")
     tables = [_read_file(key, Path(str(file)).expanduser(), prompt_key) for file in files]
     rows = sum(len(prompts) for _, prompts, _ in tables)
     stride = -(-rows // SAMPLED_ROWS[split]) or 1

@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import verl
+from omegaconf import OmegaConf
 from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
 from verl.model_merger.base_model_merger import BaseModelMerger, generate_config_from_args, parse_args
 from verl.model_merger.fsdp_model_merger import FSDPModelMerger
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
-from soup_verl.evaluation import checkpoints
+from soup_verl.evaluation import checkpoints, scoring
 from soup_verl.evaluation.problems import Problem, prompt_ids
 from tests.e2e.assets import QUICKSTART
 
@@ -68,6 +70,11 @@ def test_the_merger_reads_the_files_that_we_look_for_and_rounds_to_bfloat16():
 
 def test_the_merger_puts_an_adapter_beside_its_base_model():
     assert '"lora_adapter"' in inspect.getsource(BaseModelMerger.save_lora_adapter)
+
+
+def test_verl_takes_the_function_of_the_same_name_where_none_is_named():
+    verls = OmegaConf.load(Path(verl.__file__).parent / "trainer/config/reward/reward.yaml")
+    assert verls.custom_reward_function.name == scoring.FUNCTION
 
 
 def test_verl_gives_reward_functions_what_we_give_them():

@@ -41,4 +41,4 @@ def test_a_source_needs_no_more_than_prefixes_and_a_way_to_disk(tmp_path):
     source.before_update(1)
     source.after_update(1)
     assert source.metrics() == {} and source.without_history(1) == []
-    assert (source.read_ahead, source.wants_responses, source.decodes_prefixes) == (1, False, True)
+    assert (source.wants_responses, source.decodes_prefixes) == (False, True)

@@ -221,11 +221,6 @@ def test_loading_from_a_folder_without_the_file_is_refused(engine, tmp_path):
         LookaheadSource(engine, ages=(1,), last_step=9).load(tmp_path)
 
 
-def test_reads_ahead_as_far_as_its_oldest_age(engine):
-    assert LookaheadSource(engine, ages=(3,), last_step=9).read_ahead == 3
-    assert LookaheadSource(engine, ages=(8, 2), last_step=9).read_ahead == 8
-
-
 def test_the_first_step_of_a_warm_start_is_known_to_have_no_history(fake_run):
     engine = fake_run.Engine((4,))
     source = LookaheadSource(engine, ages=(4,), last_step=9, warm_start=True)
