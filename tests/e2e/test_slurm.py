@@ -83,6 +83,6 @@ def test_near_the_limit_everything_ends_and_the_job_is_requeued(folder):
         assert job.poll() is None and time.monotonic() < deadline, text
         time.sleep(0.2)
     job.send_signal(signal.SIGUSR1)
-    assert job.wait(timeout=90) == 0
+    assert job.wait(timeout=180) == 0
     assert commands.calls("scontrol")[-1] == "scontrol requeue 42"
     assert left(folder) == []
