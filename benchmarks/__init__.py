@@ -1,1 +1,1 @@
-"""The evidence: tasks, models, two instruments and one analysis. `docs/results.md` says what came out."""
+"""The evidence: tasks, models, two instruments and one analysis. `docs/results.md` has what came out."""

@@ -1,4 +1,4 @@
-"""What SOUP's sources ask of a run (`soup_verl.history.PolicyEngine`), answered by plain PyTorch in one process.
+"""What SOUP's sources ask of a run (`soup_verl.method.history.PolicyEngine`), answered by plain PyTorch in one process.
 
 The sources, the plan and the cutting of prefixes are SOUP's own code; only sampling and weights are done here. Runs of
 the search instrument last minutes and are not resumed, so policies are never written to disk.
@@ -10,14 +10,18 @@ import random
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
-from benchmarks.policy import Prompts, Shape, Weights
+from benchmarks.policy import Prompts, Shape, Weights, response_logits
 from benchmarks.sampling import Given, Sampled, pad_prompts, sample
-from soup_verl.history import GroupPrefixes, Prefix, PromptPlan
-from soup_verl.mixing import MixingPlanner, PrefixRequest, SolvedRates, stable_seed
-from soup_verl.prefix_sampler import cut_prefix, extended
+from benchmarks.update import masked_mean, token_scores
+from soup_verl.method.core_algos import unlearning_loss
+from soup_verl.method.history import GroupPrefixes, Prefix, PromptPlan
+from soup_verl.method.history.prefixes import cut_prefix, extended
+from soup_verl.method.mixing import UNLEARNED, MixingPlanner, PrefixRequest, SolvedRates, stable_seed
+from soup_verl.method.sections import ForgetConfig
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class PlainEngine:
         solved: SOUP's gate.
         response_length: budget in tokens.
         temperature: of sampling.
+        grad_clip: of an unlearning step.
         version: of `weights`.
     """
 
@@ -77,6 +82,7 @@ class PlainEngine:
     response_length: int
     temperature: float
     seed: int
+    grad_clip: float = 1.0
     version: int = 0
     kept: dict[int, Weights] = field(default_factory=dict)
 
@@ -96,6 +102,7 @@ class PlainEngine:
         return [PromptPlan(*pair) for pair in admitted]
 
     def token_keys(self, step: int) -> list[str]:
+        """The question's number, which is its prompt key, too: here a prompt has tokens and no messages."""
         return [str(i) for i in self.order.batch(step)]
 
     # ---- sampling ----
@@ -106,7 +113,13 @@ class PlainEngine:
         return sample(self.weights, self.shape, self.padded(step), given, temperature=self.temperature, seed=seed)
 
     def sample_heads(self, step: int) -> Done:
-        plans = self.plan(step)
+        return self._heads(step, self.plan(step))
+
+    def sample_rest(self, step: int) -> Done:
+        rest = partial(self.planner.rest, response_length=self.response_length)
+        return self._heads(step, [replace(p, requests=rest(p.requests)) for p in self.plan(step)])
+
+    def _heads(self, step: int, plans: list[PromptPlan]) -> Done:
         lengths = {(i, r.session): r.head for i, plan in enumerate(plans) for r in plan.requests}
         out = self._sample_stretches(step, lengths, {}, "heads")
         groups = []
@@ -116,7 +129,7 @@ class PlainEngine:
         return Done(groups)
 
     def _head(self, request: PrefixRequest, ids: list[int], log_probs: list[float]) -> Prefix:
-        ended = len(ids) < request.head or ids[-1] == self.shape.end_token
+        ended = len(ids) < request.head or ids[-1] == self.shape.end_token or len(ids) == self.response_length
         return Prefix(tuple(ids), tuple(log_probs), -1, head=len(ids), complete=ended)
 
     def sample_prefixes(
@@ -198,12 +211,42 @@ class PlainEngine:
     def drop_policy(self, version: int) -> None:
         del self.kept[version]
 
+    def kept_bytes(self) -> int:
+        return sum(weight.nbytes for policy in self.kept.values() for weight in policy.values())
+
     @contextmanager
     def actor_holding(self, version: int) -> Iterator[None]:
         own, own_version = self.weights, self.version
         self.weights, self.version = self.kept[version], version
         yield
         self.weights, self.version = own, own_version
+
+    @contextmanager
+    def actor_unlearned(self, step: int, groups: list[GroupPrefixes], settings: ForgetConfig) -> Iterator[list[float]]:
+        own, own_version = self.weights, self.version
+        self.weights = {name: weight.detach().clone().requires_grad_() for name, weight in own.items()}
+        self.version = UNLEARNED
+        yield [self._unlearn(step, groups, settings) for _ in range(settings.steps)]
+        self.weights, self.version = own, own_version
+
+    def _unlearn(self, step: int, groups: list[GroupPrefixes], settings: ForgetConfig) -> float:
+        """A step of plain gradient descent on the responses; the gradient's norm before it is clipped."""
+        copies = self.planner.n
+        shape = (len(groups) * copies, self.response_length)
+        ids, old, mask = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
+        for i, group in enumerate(groups):
+            for session, response in group.by_session.items():
+                at = (i * copies + session, slice(0, len(response)))
+                ids[at], old[at] = torch.tensor(response.token_ids), torch.tensor(response.log_probs)
+                mask[at] = True
+        logits = response_logits(self.weights, self.shape, self.padded(step), ids, copies=copies)
+        log_probs, _ = token_scores(logits, ids, self.temperature)
+        masked_mean(unlearning_loss(log_probs, old, clip=settings.clip), mask).backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), self.grad_clip)
+        optimizer = torch.optim.SGD(self.weights.values(), lr=settings.lr)
+        optimizer.step()
+        optimizer.zero_grad()
+        return norm.item()
 
     @contextmanager
     def rollout_awake(self, version: int) -> Iterator[None]:

@@ -32,8 +32,8 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks import sampling
 from benchmarks.policy import Shape, read_weights
-from benchmarks.run_inputs import write_json
 from benchmarks.tasks import DRAWN, Task, demonstrations, draw_splits, rows, task_named
+from soup_verl.records.files import write_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "quickstart"))
 import prepare as quickstart

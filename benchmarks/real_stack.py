@@ -21,13 +21,14 @@ from typing import Any
 from omegaconf import DictConfig
 
 from benchmarks.grid import GRID, Point, chosen, folder_of, read_points, settings_of
-from benchmarks.run_inputs import Assets, RunSettings, check_same, write_json
+from benchmarks.run_inputs import Assets, RunSettings, check_same
 from benchmarks.sampling import summarize
 from benchmarks.simulate import RESULT, assignments, summary
 from recipe.soup.main_series import compose
-from soup_verl import run_log
-from soup_verl.reporting.runs import flatten
-from soup_verl.series import run_series
+from soup_verl.launch.series import run_series
+from soup_verl.records import run_log
+from soup_verl.records.files import write_json
+from soup_verl.records.settings import flatten
 
 INSTRUMENT = "real stack (verl, vLLM, Ray, FSDP on a CPU)"
 REWARDS = Path(__file__).with_name("rewards.py")
@@ -59,7 +60,9 @@ def overrides(assets: Assets, settings: RunSettings, folder: Path) -> list[str]:
         "actor_rollout_ref.actor.optim.weight_decay": settings.weight_decay,
         "actor_rollout_ref.actor.grad_clip": settings.grad_clip,
         "actor_rollout_ref.actor.ppo_mini_batch_size": settings.prompts // settings.mini_batches,
-        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": settings.prompts * settings.n // settings.mini_batches,
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": settings.prompts
+        * settings.trained
+        // settings.mini_batches,
         "actor_rollout_ref.actor.clip_ratio_low": loss.clip_ratio_low,
         "actor_rollout_ref.actor.clip_ratio_high": loss.clip_ratio_high,
         "actor_rollout_ref.actor.clip_ratio_c": loss.clip_ratio_c,
@@ -69,7 +72,7 @@ def overrides(assets: Assets, settings: RunSettings, folder: Path) -> list[str]:
         "actor_rollout_ref.rollout.n": settings.n,
         "actor_rollout_ref.rollout.temperature": settings.temperature,
         "actor_rollout_ref.rollout.max_model_len": LONGEST_PROMPT + response,
-        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": settings.prompts * settings.n,
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": settings.prompts * settings.trained,
         "actor_rollout_ref.rollout.val_kwargs.n": settings.samples,
         "actor_rollout_ref.rollout.val_kwargs.temperature": 1.0,
         "actor_rollout_ref.rollout.val_kwargs.do_sample": True,

@@ -21,10 +21,10 @@ from typing import Any
 
 from benchmarks import analyse
 from benchmarks.analyse import table
-from benchmarks.frontier import Interval, interval
 from benchmarks.grid import GRID, Point, chosen, folder_of, read_points, run_points
 from benchmarks.results import Group, Measured, read_results
 from benchmarks.simulate import INSTRUMENT
+from soup_verl.method.intervals import Interval, interval
 
 POINTS = ("grpo", "lookahead_age/64")
 NUMBERS = ("pass@1", "pass@8", "pass@32", "entropy")

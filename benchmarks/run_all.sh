@@ -56,7 +56,7 @@ if ((REAL_SEEDS > 0)); then
     --seeds "$REAL_SEEDS" --set samples=32
   "$PYTHON" -m benchmarks.keep --results "$OUT/real" --published "$PUBLISHED/real_stack" # the places below are the same
 fi
-"$PYTHON" -m benchmarks.analyse --results "$PUBLISHED" --document docs/results.md --figures docs/figures
+"$PYTHON" -m benchmarks.analyse --results "$PUBLISHED" --document docs/results_tables.md --figures docs/figures
 if ((REAL_SEEDS > 0)); then # last: one number in twenty lies outside by chance, and then the exit code is 1
   for points in "countdown --points grpo replay/6" "countdown_96 --points grpo lookahead_age/64"; do
     same="--tasks $points --first-seed 100 --set steps=200 samples=32 evaluate_every=200"

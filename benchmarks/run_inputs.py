@@ -48,6 +48,13 @@ class RunSettings:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected a number; YAML reads 1.0e-4, not 1e-4")
         if self.prompts % self.mini_batches:
             raise ValueError(f"mini_batches={self.mini_batches}: expected a divisor of prompts={self.prompts}")
+        if self.trained > self.n:
+            raise ValueError(f"soup.down_sampling.train_on={self.trained}: expected at most n={self.n}")
+
+    @property
+    def trained(self) -> int:
+        """Responses of a prompt that are trained on."""
+        return self.soup.get("down_sampling", {}).get("train_on") or self.n
 
 
 def parse_settings(values: dict[str, Any]) -> RunSettings:
@@ -95,13 +102,6 @@ class Assets:
         stored = json.loads((folder / "tokens.json").read_text())
         task, length = report["settings"]["task"], report["max_response_tokens"]
         return cls(task, folder, length, stored["tokens"], stored["train"], stored["val"], report["val"])
-
-
-def write_json(path: Path, value: Any) -> None:
-    """In one step: a reader sees all of it or nothing."""
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    partial.replace(path)
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:

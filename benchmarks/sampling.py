@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.policy import Prompts, Reserved, Shape, Weights, hidden_states, logits_of, read_prompts
 from benchmarks.rewards import compute_score
-from soup_verl.mixing import stable_seed
+from soup_verl.method.mixing import stable_seed
 
 POWERS = (1, 2, 4, 8, 16, 32, 64)
 

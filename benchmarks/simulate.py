@@ -4,9 +4,9 @@
         --set steps=400 soup.mixed_fraction=0.5 soup.source=lookahead soup.lookahead.age=64
 
 Frontiers over many settings and seeds need thousands of short steps, at 2 to 3 seconds each on the real stack. Here a
-step takes about a tenth of that, with SOUP's own settings (`soup_verl.config`), plan (`mixing`), sources (`history`),
-ratios, advantages and objectives (`core_algos`) and metrics (`metrics`); sampling, rewards, verl's clipped loss and
-AdamW are done in place. `docs/results.md` says how far both instruments agree on the points that both have run.
+step takes about a tenth of that, with everything that SOUP itself decides and computes (`soup_verl.method`); sampling,
+rewards, verl's clipped loss and AdamW are done in place. `docs/evidence.md` says how far both instruments agree on the
+points that both have run.
 
 Writes OUT/metrics.jsonl (verl's key names) and, last of all, OUT/result.json.
 """
@@ -28,8 +28,9 @@ import torch
 import yaml
 
 from benchmarks import sampling
-from benchmarks.run_inputs import Assets, RunSettings, nested, parse_settings, write_json
+from benchmarks.run_inputs import Assets, RunSettings, nested, parse_settings
 from benchmarks.simulation import Simulation
+from soup_verl.records.files import write_json
 
 INSTRUMENT = "search instrument (plain PyTorch, one process)"
 RESULT = "result.json"

@@ -1,16 +1,14 @@
-"""The training step of the search instrument, in the order of `soup_verl.trainer`:
+"""One training step of SOUP, whole, in one process: read `Simulation.step` first.
 
-source.prefixes, source.after_submit      the prefixes of this batch; lookahead asks for later ones
-Simulation.roll_out                       responses of the current policy, from their prefixes on, and rewards
-Simulation.observed                       SOUP's metrics, and what the batch says about the history
-Simulation.update                         loss and AdamW, by mini-batch
-source.after_update                       snapshot keeps weights and samples the next prefixes
+What SOUP decides is in `soup_verl.method`, for this instrument and for the real stack alike. What verl, vLLM and FSDP
+do in a real run is done here in plain PyTorch; the comments in `step` name who does it there.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,66 +20,44 @@ from benchmarks.policy import Prompts, Shape, Weights, read_weights, response_lo
 from benchmarks.rewards import compute_score
 from benchmarks.run_inputs import Assets, RunSettings
 from benchmarks.sampling import Given, Sampled
-from benchmarks.update import TrainedTokens, masked_mean, policy_loss, token_scores
-from soup_verl import core_algos, metrics
-from soup_verl.config import ScheduleConfig, SoupConfig
-from soup_verl.history import CollapseWatch, GroupPrefixes, PolicyResponse, PrefixSource, build_source
-from soup_verl.mixing import MixingPlanner, Schedule, SolvedRates
+from benchmarks.update import LossTensors, masked_mean, policy_loss, token_scores
+from soup_verl.method import metrics
+from soup_verl.method.config import SoupConfig
+from soup_verl.method.down_sampling import trained_rows
+from soup_verl.method.history import GroupPrefixes, PolicyResponse, build_source
+from soup_verl.method.policy_losses import LossTokens, loss_of_tokens
+from soup_verl.method.sections import SQUARED_LOSSES
+from soup_verl.method.step import History, InLoss, advantages, moved_with_policy, plan_of_run, trained_tokens
+from soup_verl.method.step_batch import StepBatch
+
+MEASURED = "measured/"
+"""Sums for `metrics.finish_measured`, beside those for `finish_update_metrics`."""
 
 
 @dataclass(frozen=True)
-class StepData:
-    """One step's responses, padded at the end up to the longest. Tensors are (batch, response_length) unless said.
+class Rollout:
+    """Responses to one batch.
 
     Args:
-        ids: tokens.
-        mask: boolean, true on responses.
-        prefix_mask: boolean, true on historical tokens.
-        policy_version: (batch,) of the historical policy; -1 without.
-        behavior_log_probs: of each token under the policy that sampled it.
-        rewards: (batch,).
-        answers: (batch,) final answers in one spelling.
+        ids: (batch, response_length) tokens, padded at the end up to the longest response.
+        batch: everything else; the policy's own log-probs are not computed yet.
     """
 
     ids: Tensor
-    mask: Tensor
-    prefix_mask: Tensor
-    policy_version: Tensor
-    behavior_log_probs: Tensor
-    rewards: Tensor
-    answers: list[str]
-
-    def rows(self, some: slice) -> StepData:
-        """A part of the batch."""
-        return StepData(*(getattr(self, f.name)[some] for f in fields(self)))
-
-
-def _schedule(start: float, settings: ScheduleConfig, last_step: int) -> Schedule:
-    return Schedule(start, settings.final, settings.steps or last_step, settings.shape)
-
-
-def build_planner(soup: SoupConfig, settings: RunSettings, response_length: int) -> MixingPlanner:
-    """SOUP's plan of a run, from the same settings as the trainer's."""
-    low, high = soup.prefix_length.bounds(response_length)
-    return MixingPlanner(
-        seed=soup.seed,
-        n=settings.n,
-        mixed_fraction=_schedule(soup.mixed_fraction, soup.mixed_fraction_schedule, settings.steps),
-        low=low,
-        high=_schedule(high, soup.prefix_length.schedule, settings.steps),
-        in_shares=soup.prefix_length.unit == "share",
-        position=soup.position,
-        ages=soup.lookahead.ages if soup.source == "lookahead" else (0,),
-    )
+    batch: StepBatch
 
 
 def joined_updates(parts: list[dict[str, float]]) -> dict[str, float]:
-    """The metrics of a step's updates: verl's as means, the sums of `metrics.update_sums` finished."""
+    """The metrics of a step's updates: verl's as means, the sums of `metrics` finished."""
     of_actor = {key for key in parts[0] if key.startswith("actor/")}
     found = {key: sum(part[key] for part in parts) / len(parts) for key in sorted(of_actor)}
     sums = {
         key: (max if key.endswith("_max") else sum)(part[key] for part in parts) for key in parts[0].keys() - of_actor
     }
+    measured = {key.removeprefix(MEASURED): sums.pop(key) for key in list(sums) if key.startswith(MEASURED)}
+    found |= metrics.finish_measured(measured)
+    if "onpolicy_clipped" not in sums:
+        return found
     tokens, clipped, dual = (
         sum(sums[f"{segment}_{noun}"] for segment in metrics.SEGMENTS) for noun in ("tokens", "clipped", "dual_clipped")
     )
@@ -107,16 +83,13 @@ class Simulation:
         self.optimizer = torch.optim.AdamW(
             self.weights.values(), lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.999), fused=True
         )
-        self.solved = SolvedRates(self.soup.when)
-        kl_control = self.soup.kl_control
-        self.collapse = CollapseWatch(kl_control.min_prefix_kl, kl_control.patience)
+        length, steps = assets.response_length, settings.steps
+        planner = plan_of_run(self.soup, n=settings.n, response_length=length, last_step=steps)
+        self.history = History(self.soup, planner)
         self.engine = self._build_engine()
-        self.source: PrefixSource | None = None
         if self.soup.mixing:
-            self.source = build_source(
-                self.soup, self.engine, response_length=assets.response_length, last_step=settings.steps
-            )
-            self.source.before_first_step(1)
+            self.history.source = build_source(self.soup, self.engine, response_length=length, last_step=steps)
+            self.history.source.before_first_step(1)
 
     def _build_engine(self) -> PlainEngine:
         assets, settings = self.assets, self.settings
@@ -125,64 +98,83 @@ class Simulation:
             shape=self.shape,
             prompts=[row["ids"] for row in assets.train],
             order=PromptOrder(settings.seed, len(assets.train), settings.prompts),
-            planner=build_planner(self.soup, settings, assets.response_length),
-            solved=self.solved,
+            planner=self.history.planner,
+            solved=self.history.solved,
             response_length=assets.response_length,
             temperature=settings.temperature,
             seed=settings.seed,
+            grad_clip=settings.grad_clip,
         )
 
     # ---- one step ----
 
     def step(self, step: int) -> dict[str, float]:
-        """Train on one batch; returns its metrics."""
+        """Train on one batch; returns its metrics. Comments say who does this in a real run."""
         started = time.perf_counter()
-        source = self.source
-        groups = source.prefixes(step) if source else None
+        source = self.history.source
+        groups = source.prefixes(step) if source else None  # SoupTrainer._next_train_batch
         if source:
-            source.after_submit(step)
-        data = self.roll_out(step, groups)
+            source.after_submit(step)  # SoupTrainer._submit_batch_to_rollout: `lookahead` asks for later prefixes
+        sampled = self.roll_out(step, groups)  # SoupAgentLoop and vLLM; verl's reward loop
         if source:
-            source.before_sleep()
+            source.before_sleep()  # SoupTrainer.on_sample_end
         generated = time.perf_counter()
-        found = self.update(step, data)
+        rollout = self._down_sampled(step, sampled)  # SoupTrainer._balance_batch
+
+        prompts, one_update = self.engine.padded(step), self.settings.mini_batches == 1
+        with torch.set_grad_enabled(one_update):  # then the same forward pass serves twice
+            scored = self._scored(prompts, rollout.ids)  # verl's _compute_old_log_prob
+        old_log_probs, entropy = (x.detach() for x in scored)
+        batch = replace(rollout.batch, old_log_probs=old_log_probs, entropy=entropy, recomputed=True)
+        found = self._observe(batch, sampled)  # SoupTrainer._observe
+        tensors = self._loss_tensors(prompts, rollout.ids, batch)  # SoupTrainer._compute_advantage
+        if source:
+            source.before_update(step)  # SoupTrainer._update_actor
+        if one_update:
+            parts = [self._optimize(scored, tensors, batch)]  # verl's actor with SegmentLoss
+        else:
+            parts = [self._optimize_part(prompts, rollout.ids, tensors, batch, part) for part in self._parts()]
         self.engine.version = step
         if source:
-            source.after_update(step)
+            source.after_update(step)  # SoupTrainer.on_step_end: `snapshot` keeps weights, samples the next prefixes
+        found |= joined_updates(parts)
         found["timing_s/gen"], found["timing_s/step"] = generated - started, time.perf_counter() - started
         return found
 
-    def roll_out(self, step: int, groups: list[GroupPrefixes] | None) -> StepData:
+    def roll_out(self, step: int, groups: list[GroupPrefixes] | None) -> Rollout:
         """Responses to the batch of `step`, each from its prefix on, with rewards."""
         rows, length = self.settings.prompts * self.settings.n, self.assets.response_length
         nothing = Given.nothing(rows, length)
         ids, lengths, limits = nothing.ids.clone(), nothing.lengths.clone(), nothing.limits.clone()
-        given_log_probs, prefix_mask = torch.zeros(rows, length), torch.zeros(rows, length, dtype=torch.bool)
-        version = torch.full((rows,), -1)
+        given_log_probs, version = torch.zeros(rows, length), torch.full((rows, length), -1)
         for i, group in enumerate(groups or ()):
             for session, prefix in group.by_session.items():
                 row, end = i * self.settings.n + session, len(prefix)
                 ids[row, :end] = torch.tensor(prefix.token_ids)
                 given_log_probs[row, :end] = torch.tensor(prefix.log_probs)
-                prefix_mask[row, prefix.head : end] = True
+                version[row, prefix.head : end] = prefix.policy_version
                 lengths[row], limits[row] = end, end if prefix.complete else length
-                if prefix.historical:
-                    version[row] = prefix.policy_version
         sampled = self.engine.sample_rows(step, Given(ids, lengths, limits), "responses")
         is_given = torch.arange(length) < lengths[:, None]
         behavior = torch.where(is_given, given_log_probs, sampled.log_probs)
         scores = self._scores(step, sampled)
         rewards = torch.tensor([score["score"] for score in scores])
         used = slice(0, int(sampled.lengths.max()))
-        return StepData(
-            sampled.ids[:, used],
-            sampled.mask[:, used],
-            prefix_mask[:, used],
-            version,
-            behavior[:, used],
-            rewards,
-            [str(score["pred"]) for score in scores],
+        batch = StepBatch(
+            uids=[key for key in self.engine.token_keys(step) for _ in range(self.settings.n)],
+            response_mask=sampled.mask[:, used],
+            prefix_mask=version[:, used] >= 0,
+            policy_version=version[:, used],
+            current_version=step - 1,
+            behavior_log_probs=behavior[:, used],
+            old_log_probs=behavior[:, used],
+            recomputed=False,
+            entropy=None,
+            rewards=rewards,
+            solved=rewards == 1.0,
+            answers=[str(score["pred"]) for score in scores],
         )
+        return Rollout(sampled.ids[:, used], batch)
 
     def _scores(self, step: int, sampled: Sampled) -> list[dict[str, float | str]]:
         questions = [self.assets.train[i]["question"] for i in self.engine.order.batch(step)]
@@ -193,149 +185,136 @@ class Simulation:
         ]
         return [compute_score(self.assets.task, text, questions[i // self.settings.n]) for i, text in enumerate(texts)]
 
-    def update(self, step: int, data: StepData) -> dict[str, float]:
-        """Metrics, advantages, and an update for every mini-batch."""
-        prompts, batches = self.engine.padded(step), self.settings.mini_batches
-        with torch.set_grad_enabled(batches == 1):  # one update: the same forward pass serves twice
-            scored = self._scored(prompts, data)
-        old, entropy = (x.detach() for x in scored)
-        found = self._observed(step, data, old, entropy)
-        found["actor/entropy"] = masked_mean(entropy, data.mask).item()
-        tokens = self._trained_tokens(step, data, old)
-        if batches == 1:
-            parts = [self._optimize(scored, tokens, data)]
-        else:
-            parts = [self._optimize_part(prompts, tokens, data, part) for part in range(batches)]
-        return found | joined_updates(parts)
+    def _down_sampled(self, step: int, sampled: Rollout) -> Rollout:
+        """The responses that are trained on."""
+        rows = trained_rows(
+            sampled.batch.rewards.tolist(),
+            [row // self.settings.n for row in range(len(sampled.ids))],
+            train_on=self.soup.down_sampling.train_on,
+            choice=self.soup.down_sampling.choice,
+            seed=self.soup.seed,
+            step=step,
+        )
+        return Rollout(sampled.ids[rows], sampled.batch.rows(rows))
 
-    def _scored(self, prompts: Prompts, data: StepData) -> tuple[Tensor, Tensor]:
+    def _scored(self, prompts: Prompts, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probs and entropy of the response tokens, (batch, response_length)."""
-        logits = response_logits(self.weights, self.shape, prompts, data.ids, copies=self.settings.n)
-        return token_scores(logits, data.ids, self.settings.temperature)
+        logits = response_logits(self.weights, self.shape, prompts, ids, copies=self.settings.trained)
+        return token_scores(logits, ids, self.settings.temperature)
 
-    def _optimize_part(self, prompts: Prompts, tokens: TrainedTokens, data: StepData, part: int) -> dict[str, float]:
-        """The update of mini-batch `part`."""
+    def _observe(self, batch: StepBatch, sampled: Rollout) -> dict[str, float]:
+        """Metrics of the batch; the source is told what it says."""
+        found, _ = self.history.observe(
+            batch,
+            key_of_uid={uid: uid for uid in batch.uids},
+            responses=lambda: self._responses(sampled.ids, sampled.batch),
+            sampled=sampled.batch,
+        )
+        return found | {
+            "critic/score/mean": sampled.batch.rewards.mean().item(),
+            "critic/score/std": sampled.batch.rewards.std().item(),
+            "response_length/mean": sampled.batch.response_mask.sum(dim=-1).double().mean().item(),
+            "actor/entropy": masked_mean(batch.entropy, batch.response_mask).item(),
+        }
+
+    def _responses(self, ids: Tensor, batch: StepBatch) -> Sequence[PolicyResponse]:
+        """The responses without historical tokens, their end tokens kept apart; empty ones are left out."""
+        found = []
+        for row, (uid, length) in enumerate(zip(batch.uids, batch.response_mask.sum(dim=-1).tolist(), strict=True)):
+            own = ids[row, :length].numpy().astype(np.int32)
+            log_probs = batch.behavior_log_probs[row, :length].numpy().astype(np.float32)
+            end = (int(own[-1]), float(log_probs[-1])) if own[-1] == self.shape.end_token else (None, None)
+            ended = end[0] is not None
+            kept = slice(length - ended)
+            if not batch.is_mixed[row] and length > ended:
+                facts = (batch.current_version, batch.rewards[row].item(), ended, *end)
+                solved = bool(batch.solved[row])
+                found.append(PolicyResponse(uid, own[kept], log_probs[kept], *facts, solved=solved))
+        return found
+
+    def _loss_tensors(self, prompts: Prompts, ids: Tensor, batch: StepBatch) -> LossTensors:
+        """What the loss reads before the policy moves."""
+        tokens, _ = trained_tokens(batch, self.soup)
+        of_tokens = advantages(
+            batch.rewards,
+            batch.uids,
+            tokens.response_mask,
+            versions=batch.response_version.tolist(),
+            baseline=self.soup.baseline,
+            norm_by_std=self.settings.norm_by_std,
+            prefix_mask=batch.prefix_mask,
+            prefix_weight=tokens.prefix_weight,
+            log_ratio=tokens.log_ratio,
+            policy_loss=self.soup.policy_loss,
+        )
+        reference = self._reference(prompts, ids)
+        return LossTensors(tokens.old_log_probs, of_tokens, tokens.response_mask, reference)
+
+    @torch.no_grad()
+    def _reference(self, prompts: Prompts, ids: Tensor) -> Tensor | None:
+        if self.settings.loss.kl_loss_coef == 0:
+            return None
+        logits = response_logits(self.initial, self.shape, prompts, ids, copies=self.settings.trained)
+        return token_scores(logits, ids, self.settings.temperature)[0]
+
+    # ---- an update ----
+
+    def _parts(self) -> list[slice]:
+        """The prompts of each mini-batch."""
         share = self.settings.prompts // self.settings.mini_batches
-        some = slice(part * share, (part + 1) * share)
-        rows = slice(some.start * self.settings.n, some.stop * self.settings.n)
-        prompts, data = Prompts(prompts.ids[some], prompts.mask[some]), data.rows(rows)
-        return self._optimize(self._scored(prompts, data), tokens.rows(rows), data)
+        return [slice(start, start + share) for start in range(0, self.settings.prompts, share)]
 
-    def _optimize(self, scored: tuple[Tensor, Tensor], tokens: TrainedTokens, data: StepData) -> dict[str, float]:
-        """One step of AdamW; returns verl's actor metrics and the sums of `metrics.update_sums`."""
+    def _optimize_part(
+        self, prompts: Prompts, ids: Tensor, tensors: LossTensors, batch: StepBatch, some: slice
+    ) -> dict[str, float]:
+        """The update of a mini-batch."""
+        rows = slice(some.start * self.settings.trained, some.stop * self.settings.trained)
+        prompts = Prompts(prompts.ids[some], prompts.mask[some])
+        scored = self._scored(prompts, ids[rows])
+        return self._optimize(scored, tensors.rows(rows), batch.rows(range(rows.start, rows.stop)))
+
+    def _optimize(self, scored: tuple[Tensor, Tensor], tensors: LossTensors, batch: StepBatch) -> dict[str, float]:
+        """One step of AdamW; returns verl's actor metrics and sums for `joined_updates`."""
         log_probs, entropy = scored
-        loss_settings = self.settings.loss
-        tokens = self._moved_with_policy(log_probs.detach(), tokens, data)
-        loss, found = policy_loss(log_probs, entropy, tokens, loss_settings)
+        moved = moved_with_policy(
+            log_probs.detach(),
+            tensors.old_log_probs,
+            tensors.advantages,
+            prefix_mask=batch.prefix_mask,
+            behavior_log_probs=batch.behavior_log_probs,
+            settings=InLoss.of(self.soup),
+        )
+        tensors = replace(tensors, old_log_probs=moved.old_log_probs, advantages=moved.advantages)
+        own, mask = self.soup.policy_loss, tensors.mask
+        tokens = LossTokens(
+            log_probs,
+            moved.old_log_probs,
+            moved.advantages,
+            mask.bool(),
+            prefix_mask=batch.prefix_mask,
+            behavior_log_probs=batch.behavior_log_probs,
+        )
+        of_tokens = loss_of_tokens(tokens, own, self.settings.loss.clip)
+        loss, found = policy_loss(
+            of_tokens.loss, log_probs, entropy, tensors, self.settings.loss, summed=own.name in SQUARED_LOSSES
+        )
         self.optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), self.settings.grad_clip)
         self.optimizer.step()
-        sums = metrics.update_sums(
+        found["actor/grad_norm"] = norm.item()
+        if measured := moved.measured | of_tokens.measured:
+            of_parts = metrics.measured_sums(measured, trained=mask, prefix_mask=batch.prefix_mask)
+            found |= {MEASURED + key: value for key, value in of_parts.items()}
+        if own.name:  # what "clipped" means is the clip's rule
+            return found
+        return found | metrics.update_sums(
             log_probs=log_probs.detach(),
-            old_log_probs=tokens.old_log_probs,
-            advantages=tokens.advantages,
-            response_mask=tokens.mask,
-            prefix_mask=data.prefix_mask,
-            clip_ratio_low=loss_settings.clip_ratio_low,
-            clip_ratio_high=loss_settings.clip_ratio_high,
-            clip_ratio_c=loss_settings.clip_ratio_c,
+            old_log_probs=tensors.old_log_probs,
+            advantages=tensors.advantages,
+            response_mask=tensors.mask,
+            prefix_mask=batch.prefix_mask,
+            clip_ratio_low=self.settings.loss.clip_ratio_low,
+            clip_ratio_high=self.settings.loss.clip_ratio_high,
+            clip_ratio_c=self.settings.loss.clip_ratio_c,
         )
-        return found | {"actor/grad_norm": norm.item()} | sums
-
-    def _moved_with_policy(self, log_probs: Tensor, tokens: TrainedTokens, data: StepData) -> TrainedTokens:
-        """What depends on the policy while it moves: `prefix_correction` and the objective `shaped`."""
-        old, advantages, prefix = tokens.old_log_probs, tokens.advantages, data.prefix_mask
-        if self.soup.prefix_correction == "min_prefix":
-            advantages = advantages * core_algos.min_prefix_weight(
-                log_probs, data.behavior_log_probs, prefix_mask=prefix
-            )
-        if self.soup.prefix_objective == "shaped":
-            old, advantages = core_algos.shaped_tokens(
-                log_probs, old, advantages, prefix_mask=prefix, gamma=self.soup.shaped_gamma
-            )
-        return replace(tokens, old_log_probs=old, advantages=advantages)
-
-    def _observed(self, step: int, data: StepData, old: Tensor, entropy: Tensor) -> dict[str, float]:
-        """Tell the source what the batch says; returns SOUP's metrics of it."""
-        keys = self.engine.token_keys(step)
-        uids = [key for key in keys for _ in range(self.settings.n)]
-        batch = metrics.StepBatch(
-            uids=uids,
-            response_mask=data.mask,
-            prefix_mask=data.prefix_mask,
-            policy_version=data.policy_version,
-            current_version=step - 1,
-            behavior_log_probs=data.behavior_log_probs,
-            old_log_probs=old,
-            entropy=entropy,
-            rewards=data.rewards,
-            solved=data.rewards == 1.0,
-            answers=data.answers,
-        )
-        found = metrics.step_metrics(batch)
-        found["critic/score/mean"] = data.rewards.mean().item()
-        found["critic/score/std"] = data.rewards.std().item()
-        found["response_length/mean"] = data.mask.sum(dim=-1).double().mean().item()
-        decoded = data.mask
-        if self.source:
-            kl_by_age = metrics.prefix_kl_by_age(batch)
-            found |= metrics.prefix_kl_metrics(kl_by_age) | self.source.metrics()
-            self._tell_source(step, data, uids, kl_by_age)
-            decoded = decoded if self.source.decodes_prefixes else decoded & ~data.prefix_mask
-        found["soup/decode_tokens_total"] = float(decoded.sum())
-        return found
-
-    def _tell_source(self, step: int, data: StepData, uids: list[str], kl_by_age: dict) -> None:
-        assert self.source is not None
-        for key, rates in zip(dict.fromkeys(uids), data.rewards.view(-1, self.settings.n), strict=True):
-            self.solved.record(key, (rates == 1.0).double().mean().item())
-        if self.source.wants_responses:
-            self.source.observe_responses(self._responses(step, data, uids))
-        if kl_by_age:
-            tokens = sum(n for _, n in kl_by_age.values())
-            self.collapse.observe(sum(kl * n for kl, n in kl_by_age.values()) / tokens)
-        self.source.observe_kl({age: kl for age, (kl, _) in kl_by_age.items()}, collapsed=self.collapse.collapsed)
-        self.source.before_update(step)
-
-    def _responses(self, step: int, data: StepData, uids: list[str]) -> list[PolicyResponse]:
-        """The responses without historical tokens, without their end tokens; empty ones are left out."""
-        found = []
-        for row, (uid, length) in enumerate(zip(uids, data.mask.sum(dim=-1).tolist(), strict=True)):
-            ids = data.ids[row, :length].numpy().astype(np.int32)
-            ended = bool(ids[-1] == self.shape.end_token)
-            ids = ids[:-1] if ended else ids
-            if data.policy_version[row] < 0 and len(ids):
-                log_probs = data.behavior_log_probs[row, : len(ids)].numpy().astype(np.float32)
-                found.append(PolicyResponse(uid, ids, log_probs, step - 1, data.rewards[row].item(), ended))
-        return found
-
-    def _trained_tokens(self, step: int, data: StepData, old: Tensor) -> TrainedTokens:
-        """What the loss reads, as `soup_verl.trainer` and `register` prepare it."""
-        objective = core_algos.PREFIX_OBJECTIVES[self.soup.prefix_objective]
-        prefix, mask = data.prefix_mask, data.mask
-        uids = [i for i in range(self.settings.prompts) for _ in range(self.settings.n)]
-        groups = core_algos.GROUPINGS[self.soup.baseline](uids, prefix.any(dim=-1))
-        advantages = core_algos.group_relative_advantage(data.rewards, groups, norm_by_std=self.settings.norm_by_std)
-        weight = objective.weight(old, data.behavior_log_probs, cap=self.soup.decoupled_weight_cap)
-        anchor = old
-        if objective.anchor_is_behavior:
-            anchor = core_algos.join_log_probs(
-                prefix_mask=prefix, prefix_log_probs=data.behavior_log_probs, other_log_probs=old
-            )
-        trained = mask if objective.trained else mask & ~prefix
-        limit = self.soup.kl_control.max_prefix_kl
-        if limit is not None:
-            trained = trained & ~core_algos.past_kl_limit(
-                old, data.behavior_log_probs, prefix_mask=prefix, max_kl=limit
-            )
-        spread = core_algos.token_advantages(advantages, response_mask=mask, prefix_mask=prefix, prefix_weight=weight)
-        return TrainedTokens(anchor, spread, trained, self._reference(step, data))
-
-    @torch.no_grad()
-    def _reference(self, step: int, data: StepData) -> Tensor | None:
-        if self.settings.loss.kl_loss_coef == 0:
-            return None
-        prompts = self.engine.padded(step)
-        logits = response_logits(self.initial, self.shape, prompts, data.ids, copies=self.settings.n)
-        return token_scores(logits, data.ids, self.settings.temperature)[0]

@@ -1,4 +1,4 @@
-"""One update of the policy: verl's clipped loss with its default dual clip, on the tensors that SOUP prepares."""
+"""One update of the policy: verl's aggregation of the loss of each token, which is `method.policy_losses`'."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from soup_verl import core_algos
+from soup_verl.method import core_algos
+from soup_verl.method.policy_losses import ClipRange
 
 
 @dataclass(frozen=True)
@@ -26,22 +27,19 @@ class LossSettings:
     entropy_coeff: float = 0.0
     kl_loss_coef: float = 0.0
 
+    @property
+    def clip(self) -> ClipRange:
+        return ClipRange(self.clip_ratio_low, self.clip_ratio_high, self.clip_ratio_c)
+
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean over the tokens of `mask`: verl's `token-mean`. Shapes (batch, response_length)."""
     return torch.where(mask, values, torch.zeros_like(values)).sum() / mask.sum()
 
 
-def clipped_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, settings: LossSettings) -> Tensor:
-    """`core_algos.clipped_loss` with these settings."""
-    return core_algos.clipped_loss(
-        log_probs,
-        old_log_probs,
-        advantages,
-        clip_ratio_low=settings.clip_ratio_low,
-        clip_ratio_high=settings.clip_ratio_high,
-        clip_ratio_c=settings.clip_ratio_c,
-    )
+def response_sums_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over responses of the sum over their tokens of `mask`: verl's `seq-mean-token-sum`, of one mini-batch."""
+    return torch.where(mask, values, torch.zeros_like(values)).sum() / len(mask)
 
 
 def token_scores(logits: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -51,7 +49,7 @@ def token_scores(logits: Tensor, ids: Tensor, temperature: float) -> tuple[Tenso
 
 
 @dataclass(frozen=True)
-class TrainedTokens:
+class LossTensors:
     """What the loss reads, all (batch, response_length).
 
     Args:
@@ -66,24 +64,30 @@ class TrainedTokens:
     mask: Tensor
     reference_log_probs: Tensor | None = None
 
-    def rows(self, some: slice) -> TrainedTokens:
+    def rows(self, some: slice) -> LossTensors:
         """A part of the batch."""
         parts = (getattr(self, f.name) for f in fields(self))
-        return TrainedTokens(*(None if part is None else part[some] for part in parts))
+        return LossTensors(*(None if part is None else part[some] for part in parts))
 
 
 def policy_loss(
-    log_probs: Tensor, entropy: Tensor, tokens: TrainedTokens, settings: LossSettings
+    of_tokens: Tensor,
+    log_probs: Tensor,
+    entropy: Tensor,
+    tokens: LossTensors,
+    settings: LossSettings,
+    *,
+    summed: bool = False,
 ) -> tuple[Tensor, dict[str, float]]:
-    """The loss, and what verl's actor logs of it."""
-    clipped = clipped_loss(log_probs, tokens.old_log_probs, tokens.advantages, settings)
-    loss = masked_mean(clipped, tokens.mask)
-    mean_entropy = masked_mean(entropy, tokens.mask)
+    """The loss from that of each token, and what verl's actor logs of it; `summed`: a response's terms are added."""
+    aggregate = response_sums_mean if summed else masked_mean
+    loss = aggregate(of_tokens, tokens.mask)
+    mean_entropy = aggregate(entropy, tokens.mask)
     metrics = {"actor/pg_loss": loss.item(), "actor/entropy": mean_entropy.item()}
     if settings.entropy_coeff:
         loss = loss - settings.entropy_coeff * mean_entropy
     if tokens.reference_log_probs is not None:
-        kl = masked_mean(core_algos.kl_k3(tokens.reference_log_probs, log_probs), tokens.mask)
+        kl = aggregate(core_algos.kl_k3(tokens.reference_log_probs, log_probs), tokens.mask)
         metrics["actor/kl_loss"] = kl.item()
         loss = loss + settings.kl_loss_coef * kl
     return loss, metrics

@@ -150,7 +150,7 @@ def run(
     Raises:
         subprocess.CalledProcessError: the run failed.
     """
-    from soup_verl import run_log
+    from soup_verl.records import run_log
 
     settings = {
         "platform": "cpu",

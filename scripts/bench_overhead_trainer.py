@@ -3,8 +3,8 @@
 from bench_overhead import is_soup_block
 from verl.trainer.ppo.v1 import register_trainer
 
-from soup_verl.cpu.training import CpuSoupTrainer
-from soup_verl.mixing import MixingPlanner, PrefixRequest
+from soup_verl.method.mixing import MixingPlanner, PrefixRequest
+from soup_verl.stack.cpu.training import CpuSoupTrainer
 
 
 class AlternatingPlanner(MixingPlanner):
@@ -13,8 +13,8 @@ class AlternatingPlanner(MixingPlanner):
     def mixes(self, step: int) -> bool:
         return is_soup_block(step)
 
-    def plan_prompt(self, *, step: int, position: int) -> tuple[PrefixRequest, ...]:
-        return super().plan_prompt(step=step, position=position) if self.mixes(step) else ()
+    def plan_prompt(self, *, step: int, place: int) -> tuple[PrefixRequest, ...]:
+        return super().plan_prompt(step=step, place=place) if self.mixes(step) else ()
 
 
 @register_trainer("alternating_soup_cpu")

@@ -28,8 +28,8 @@ from itertools import count, islice
 from pathlib import Path
 from statistics import median, quantiles
 
-from soup_verl.grading.killable import shared_pool
-from soup_verl.reward import compute_score
+from soup_verl.tasks.grading.killable import shared_pool
+from soup_verl.tasks.reward import compute_score
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "tests" / "unit" / "grading" / "math_rows.jsonl"

@@ -24,9 +24,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from soup_verl.history import PolicyResponse
-from soup_verl.history.response_store import TOKEN_BYTES, ResponseStore
-from soup_verl.mixing import stable_seed
+from soup_verl.method.history import PolicyResponse
+from soup_verl.method.history.response_store import TOKEN_BYTES, ResponseStore
+from soup_verl.method.mixing import stable_seed
 
 MAX_SHARE = 0.01
 """Share of a step that the project promises the store not to exceed."""

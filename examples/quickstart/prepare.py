@@ -29,6 +29,7 @@ import os
 import random
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -276,9 +277,13 @@ def build_optimizers(model: Qwen2ForCausalLM, settings: Settings) -> list[torch.
 
 
 def warm_start(
-    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, problems: list[Problem], settings: Settings
-) -> None:
-    """Train on the problems' solutions, `sft_batch` a step, each seen once.
+    model: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: list[Problem],
+    settings: Settings,
+    batch_of: Callable[..., tuple[torch.Tensor, torch.Tensor]] = teacher_batch,
+) -> float:
+    """Train on the problems' solutions, `sft_batch` a step, each seen once; return the last loss.
 
     The loss is the mean over the solution tokens of a batch, in nats; the learning rates rise for 20 steps and fall
     linearly to 0 at the last step.
@@ -292,7 +297,7 @@ def warm_start(
     with Progress(*columns) as progress:
         bar = progress.add_task("", total=settings.sft_steps)
         for step in range(settings.sft_steps):
-            ids, labels = teacher_batch(tokenizer, problems[step * settings.sft_batch :][: settings.sft_batch])
+            ids, labels = batch_of(tokenizer, problems[step * settings.sft_batch :][: settings.sft_batch])
             loss = solution_nll(model, ids, labels)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -300,6 +305,7 @@ def warm_start(
                 each.step()
             model.zero_grad()
             progress.update(bar, advance=1, description=f"step {step + 1}/{settings.sft_steps}, loss {loss.item():.2f}")
+    return loss.item()
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from soup_verl import run_log
+from soup_verl.records import run_log
 
 
 def is_running(process: int) -> bool:

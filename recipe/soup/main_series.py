@@ -17,13 +17,13 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from soup_verl.series import run_series
+from soup_verl.launch.series import run_series
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
     """The configuration that `main_soup` would run with these overrides; `--config-dir=DIR` may come first."""
-    flags = [o.partition("=")[2] for o in overrides if o.startswith("--config-dir=")]
-    search = ["pkg://verl.trainer.config", *(f"file://{Path(folder).absolute()}" for folder in flags)]
+    folders = [o.partition("=")[2] for o in overrides if o.startswith("--config-dir=")]
+    search = ["pkg://verl.trainer.config", *(f"file://{Path(folder).absolute()}" for folder in folders)]
     given = [o for o in overrides if not o.startswith(("--", "hydra."))]
     with hydra.initialize_config_dir(str(Path(__file__).parent / "config"), version_base=None):
         return hydra.compose("soup_trainer", overrides=[f"hydra.searchpath=[{','.join(search)}]", *given])

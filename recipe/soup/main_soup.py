@@ -3,12 +3,12 @@
 import hydra
 from omegaconf import DictConfig
 
-from soup_verl.run import run
+from soup_verl.launch.supervise import run_supervised
 
 
 @hydra.main(config_path="config", config_name="soup_trainer", version_base=None)
 def main(config: DictConfig) -> None:
-    run(config)
+    run_supervised(config)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 # What run.sh needs: data, a copy of the model that is ready to be trained, and the command itself. To be sourced.
 # Each step is skipped where its output is there; DRY_RUN=1 prints the training command and makes nothing; REHEARSE=1
-# leaves it all to soup_verl.rehearse, which makes the same things in a folder of its own.
+# leaves it all to soup_verl.rehearsal, which makes the same things in a folder of its own.
 
 # A rehearsal runs in the CPU environment, where that is this checkout's .venv.
 if [[ -z ${PYTHON:-} && -n ${REHEARSE:-} && -x .venv/bin/python ]]; then PYTHON=.venv/bin/python; fi
@@ -51,7 +51,7 @@ prepare_training() {
 make_ready() {
   local out=$1
   shift
-  made "$out/config.json" soup_verl.context_window --model "$MODEL_PATH" --out "$out" "$@"
+  made "$out/config.json" soup_verl.tasks.context_window --model "$MODEL_PATH" --out "$out" "$@"
 }
 
 # The files of BENCHMARKS as Hydra's list.
@@ -62,19 +62,15 @@ benchmark_files() {
 }
 
 # train SETTINGS...: run, or with DRY_RUN=1 print one argument a line. Among the settings `ablations=NAME` and
-# `neighbors=NAME` are files of examples/; a setting that a script gives itself wins over theirs.
+# `neighbors=NAME` are files of config/; a setting that a script gives itself wins over theirs.
 train() {
-  local arguments=("$@")
-  if [[ " $* " == *" ablations="* || " $* " == *" neighbors="* ]]; then
-    arguments=(--config-dir="$PWD/examples" "$@")
-  fi
   if [[ -n ${DRY_RUN:-} ]]; then
-    printf '%s\n' "${arguments[@]}"
+    printf '%s\n' "$@"
   elif [[ -n ${REHEARSE:-} ]]; then
     # shellcheck disable=SC2153 # REHEARSAL is a folder, REHEARSE the extent
-    exec "$PYTHON" -m soup_verl.rehearse --out "$REHEARSAL" --extent "$REHEARSE" --model "$MODEL_PATH" \
-      --data-dir "$DATA_DIR" "${PREPARATIONS[@]}" -- "${arguments[@]}"
+    exec "$PYTHON" -m soup_verl.rehearsal --out "$REHEARSAL" --extent "$REHEARSE" --model "$MODEL_PATH" \
+      --data-dir "$DATA_DIR" "${PREPARATIONS[@]}" -- "$@"
   else
-    exec "$PYTHON" -m recipe.soup.main_soup "${arguments[@]}"
+    exec "$PYTHON" -m recipe.soup.main_soup "$@"
   fi
 }

@@ -4,7 +4,7 @@
 #   MODEL_PATH=meta-llama/Llama-3.2-3B-Instruct DATA=math-level3-5 TEMPLATE=r1-distill bash recipe/soup/run.sh
 #   METHOD=grpo ...          without mixing; METHOD=snapshot: prefixes from a buffer of past weights (the paper's source)
 #   DATA=/data/mine.parquet BENCHMARKS=/data/held_out.parquet REWARD_PATH=/data/reward.py     data of one's own
-#   ... bash recipe/soup/run.sh soup.lookahead.age=8       any setting; ablations=NAME, neighbors=NAME: one of examples/
+#   ... bash recipe/soup/run.sh soup.lookahead.age=8       any setting; ablations=NAME, neighbors=NAME: one of config/
 #   NNODES=4 ...                                           on a Ray cluster that is up (README: several nodes)
 #   REHEARSE=1 ...                                         on this machine's CPU first (docs/rehearsal.md)
 #   DRY_RUN=1 ...                                          print the command only
@@ -19,7 +19,7 @@ MODEL_PATH=${MODEL_PATH:?a model\'s folder, or its name on the hub}
 TRAIN_SET=${DATA:?a data set that soup_verl.prepare_data knows, such as dapo-math-17k, or a parquet file}
 # For validation; names, or parquet files whose paths have no spaces.
 BENCHMARKS=${BENCHMARKS:-math-500 amc23 aime24 aime25 minerva olympiadbench}
-TEMPLATE=${TEMPLATE:-r1-distill} # how a question is put, for data sets by name: soup_verl/data/prompt_templates.py
+TEMPLATE=${TEMPLATE:-r1-distill} # how a question is put, for data sets by name: soup_verl/tasks/data/prompt_templates.py
 METHOD=${METHOD:-soup}           # soup, snapshot, replay or grpo
 NAME=${NAME:-$(basename "$MODEL_PATH")_$METHOD}
 OUT=${OUT:-runs/$NAME}

@@ -5,7 +5,7 @@
 #   bash recipe/soup/run_qwen2.5_math_7b.sh                          one node
 #   NNODES=4 bash recipe/soup/run_qwen2.5_math_7b.sh                 on a Ray cluster that is up (README: several nodes)
 #   NAME=qwen_age_8 bash recipe/soup/run_qwen2.5_math_7b.sh soup.lookahead.age=8     any setting
-#   NAME=qwen_objective bash recipe/soup/run_qwen2.5_math_7b.sh ablations=objective  a file of examples/
+#   NAME=qwen_objective bash recipe/soup/run_qwen2.5_math_7b.sh ablations=objective  a file of config/
 #   REHEARSE=1 bash recipe/soup/run_qwen2.5_math_7b.sh               on this machine's CPU first (docs/rehearsal.md)
 #   DRY_RUN=1 bash recipe/soup/run_qwen2.5_math_7b.sh                print the command only
 #

@@ -5,7 +5,7 @@
 #   bash recipe/soup/run_r1_distill_qwen_1.5b.sh                       one node
 #   NNODES=2 bash recipe/soup/run_r1_distill_qwen_1.5b.sh              on a Ray cluster that is up (README: several nodes)
 #   NAME=r1_age_8 bash recipe/soup/run_r1_distill_qwen_1.5b.sh soup.lookahead.age=8     any setting
-#   NAME=r1_objective bash recipe/soup/run_r1_distill_qwen_1.5b.sh ablations=objective  a file of examples/
+#   NAME=r1_objective bash recipe/soup/run_r1_distill_qwen_1.5b.sh ablations=objective  a file of config/
 #   REHEARSE=1 bash recipe/soup/run_r1_distill_qwen_1.5b.sh            on this machine's CPU first (docs/rehearsal.md)
 #   DRY_RUN=1 bash recipe/soup/run_r1_distill_qwen_1.5b.sh             print the command only
 #

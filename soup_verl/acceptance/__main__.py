@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -14,6 +13,7 @@ import torch
 from soup_verl.acceptance import attention, stack, update, weights
 from soup_verl.acceptance.installed import installed
 from soup_verl.acceptance.outcome import FAIL, SKIP, Check, Outcome, carry_out
+from soup_verl.records.files import write_json
 
 KEPT = tuple(
     Check(f"kept policies, {strategy}, ranks: {ranks}", partial(weights.check, strategy=strategy, ranks=ranks))
@@ -57,9 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         outcomes.append(carry_out(check, device))
         print(as_line(outcomes[-1]), flush=True)
     wrong = verdict(outcomes, without_gpu=given.cpu)
-    given.out.write_text(
-        json.dumps({"installed": found, "checks": [asdict(o) for o in outcomes], "wrong": wrong}, indent=1) + "\n"
-    )
+    write_json(given.out, {"installed": found, "checks": [asdict(o) for o in outcomes], "wrong": wrong})
     print(f"\n{wrong or 'all that ran passed'}; {given.out}")
     return 1 if wrong else 0
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from soup_verl import run_log
 from soup_verl.acceptance.installed import version
 from soup_verl.acceptance.models import small_qwen2
 from soup_verl.acceptance.outcome import Skip
+from soup_verl.records import run_log
 
 ROOT = Path(__file__).parents[2]
 STEPS = 3

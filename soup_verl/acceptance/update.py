@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen2ForCausalLM
 
-from soup_verl import core_algos, metrics
 from soup_verl.acceptance.models import small_qwen2
+from soup_verl.method import core_algos, metrics
 
 ROWS, PROMPT, RESPONSE, PREFIX = 16, 8, 56, 20
 """Responses, in groups of 4 of which every second one is mixed, and lengths in tokens."""
@@ -101,6 +101,7 @@ def update(model: Qwen2ForCausalLM, batch: MixedBatch, device: torch.device, dty
         advantages=advantages,
         response_mask=torch.ones_like(prefix),
         prefix_mask=prefix,
+        stale_apart=False,
         **CLIP,
     )
     gradient = torch.cat([p.grad.double().flatten().cpu() for p in policy.parameters() if p.grad is not None])

@@ -1,12 +1,15 @@
 """A policy is kept, trained away from, held again and given back, with FSDP1 and FSDP2 in plain torch.
 
-As `snapshot` does it in every step with `behavior_log_probs=actor`, and with the same functions (`kept_weights`). All
+As `snapshot` does it in every step with `behavior_log_probs=actor`, and with the same functions (`kept_weights`): kept
+in the dtype of the forward pass, held for what is sent and scored; then written and restored as `forget` does. All
 comparisons are bit for bit: the same kernels on the same numbers.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,9 +35,9 @@ from torch.distributed.fsdp import (
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
-from soup_verl import kept_weights
 from soup_verl.acceptance.models import small_qwen2
 from soup_verl.acceptance.outcome import Skip
+from soup_verl.stack import kept_weights
 
 STRATEGIES = ("fsdp", "fsdp2")
 """verl's names."""
@@ -45,7 +48,7 @@ class Sharding:
     """How verl may shard the actor, in its words.
 
     Args:
-        param_dtype: of the forward pass; the shards are float32.
+        param_dtype: of the forward pass and of kept policies; the shards are float32.
         offload: `param` (verl moves the shards to host memory between two passes), `policy` (torch does, within a
             pass too; FSDP2 alone) or `none`.
     """
@@ -85,7 +88,13 @@ def check(device: torch.device, strategy: str, ranks: int) -> str:
 
 
 def _one_rank(rank: int, ranks: int, device_name: str, strategy: str, folder: str) -> None:
-    """What it found is written to the folder as `RANK.json`."""
+    """What it found is written to the folder as `RANK.json`.
+
+    The process then ends at once. torch keeps gloo's threads for as long as anything refers to the process group, and
+    one that lets go of a tensor while Python shuts down takes the process with it: SIGABRT or SIGSEGV, one run in many,
+    and after `sys.setswitchinterval(30)` in 3 of 30, always past the last Python frame.
+    """
+    faulthandler.enable()
     torch.set_num_threads(1)
     device, backend = torch.device(device_name), "gloo"
     if device.type == "cuda":
@@ -99,6 +108,7 @@ def _one_rank(rank: int, ranks: int, device_name: str, strategy: str, folder: st
     finally:
         dist.destroy_process_group()
     (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
+    os._exit(0)
 
 
 def _cannot_gather(device: torch.device, ranks: int) -> str | None:
@@ -113,26 +123,45 @@ def _cannot_gather(device: torch.device, ranks: int) -> str | None:
 
 def wrong(how: Sharding, device: torch.device) -> list[str]:
     """Which comparisons fail, none if all is well."""
-    actor = Actor(how, device)
-    first, first_logits = kept_weights.keep(actor.module), actor.logits()
+    actor, unheld = Actor(how, device), Actor(how, device)
+    first, first_logits = actor.exported(), actor.logits()
+    kept = kept_weights.keep(actor.module, how.dtype)
     actor.train_a_step()
-    trained = actor.exported()
-    current = kept_weights.keep(actor.module)
+    trained, _ = actor.exported(), actor.logits()  # which leaves units gathered
 
-    kept_weights.take_back(actor.module, first)
-    held = actor.logits()
+    with kept_weights.holding(actor.module, kept.items()):
+        sent, held = actor.exported(), actor.logits()
+    after, after_logits = actor.exported(), actor.logits()
+
+    current = kept_weights.keep(actor.module)
+    kept_weights.take_back(actor.module, kept)
+    written = actor.logits()
     kept_weights.take_back(actor.module, current)
-    restored = actor.logits()
+    restored, restored_logits = actor.exported(), actor.logits()
+
+    if how.reshard_after_forward:  # half of all shardings are enough
+        for trains in (actor, unheld, unheld):
+            trains.train_a_step()
 
     expected = Actor(how, device, trained).logits()
     moved = (first_logits - expected).abs().max().item()
     failed = {
         "training moved next to nothing": not moved > 0.01,
+        "what is sent of the kept policy differs": not _equal(_rounded(sent, how), _rounded(first, how)),
         "the kept policy's logits differ while it is held": not torch.equal(held, first_logits),
-        "the present policy's logits differ after the restore": not torch.equal(restored, expected),
-        "the exported parameters differ after the restore": not _equal(actor.exported(), trained),
+        "the present policy's logits differ after that": not torch.equal(after_logits, expected),
+        "the exported parameters differ after that": not _equal(after, trained),
+        "the kept policy's logits differ once it is written": not torch.equal(written, first_logits),
+        "the present policy's logits differ after the restore": not torch.equal(restored_logits, expected),
+        "the exported parameters differ after the restore": not _equal(restored, trained),
+        "the next update differs": how.reshard_after_forward and not _equal(actor.exported(), unheld.exported()),
     }
     return [f"{text} ({_words(how)})" for text, so in failed.items() if so]
+
+
+def _rounded(weights: dict[str, Tensor], how: Sharding) -> dict[str, Tensor]:
+    """As a rollout engine in this dtype takes them."""
+    return {name: weight.to(how.dtype) for name, weight in weights.items()}
 
 
 def _words(how: Sharding) -> str:
@@ -151,7 +180,8 @@ class Actor:
     """
 
     def __init__(self, how: Sharding, device: torch.device, weights: dict[str, Tensor] | None = None):
-        model = small_qwen2(vocab_size=64, hidden_size=64, intermediate_size=128, num_key_value_heads=1).to(device)
+        odd = 65  # words, which two ranks share unevenly
+        model = small_qwen2(vocab_size=odd, hidden_size=64, intermediate_size=128, num_key_value_heads=1).to(device)
         if weights is not None:
             model.load_state_dict(weights)
         self._how, self._device = how, device

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from soup_verl.config import PortableError
+from soup_verl.method.checks import PortableError
 
 
 class EvaluationError(PortableError):

@@ -12,14 +12,17 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from soup_verl.context_window import local_model
 from soup_verl.evaluation import EvaluationError
+from soup_verl.records.files import new_folder
+from soup_verl.tasks.context_window import local_model
 
 _PIECE = 1 << 20  # bytes
+ADAPTER = "lora_adapter"
+"""Where verl's merger puts the adapter of a run with LoRA."""
 _MODEL = ("*.safetensors", "*.bin", "*.pt", "*.json", "*.jinja", "*.model", "*.txt")
 
 
@@ -43,15 +46,31 @@ def resolve(name: str, *, option: str, merged: Path, announce: Callable[[str], N
             raise EvaluationError(f"{option}={str(error).removeprefix('--model=')}") from None
     if (folder / "config.json").is_file():
         return folder
+    actor = actor_of(folder, f"{option}={name}", expected="a model folder with config.json, or ")
+    return whole_weights(actor) or _merged(actor, f"{option}={name}", merged, announce)
+
+
+def actor_of(folder: Path, what: str, *, expected: str = "") -> Path:
+    """The actor's folder of a verl checkpoint: `global_step_N`, `global_step_N/actor`, or a link to either.
+
+    Args:
+        expected: what else could be given.
+
+    Raises:
+        EvaluationError: it is no FSDP checkpoint; begins with `what`.
+    """
+    folder = folder.resolve()
     actor = folder / "actor" if (folder / "actor").is_dir() else folder
     if not (actor / "fsdp_config.json").is_file():
         raise EvaluationError(
-            f"{option}={name}: expected a model folder with config.json, or an FSDP checkpoint of verl "
-            "(global_step_N with actor/fsdp_config.json)"
+            f"{what}: expected {expected}an FSDP checkpoint of verl (global_step_N with actor/fsdp_config.json)"
         )
-    if any((actor / "huggingface").glob("*.safetensors")):  # verl saved whole weights too
-        return actor / "huggingface"
-    return _merged(actor, f"{option}={name}", merged, announce)
+    return actor
+
+
+def whole_weights(actor: Path) -> Path | None:
+    """Where verl saved whole weights beside the shards; None if it did not."""
+    return actor / "huggingface" if any((actor / "huggingface").glob("*.safetensors")) else None
 
 
 def fingerprint(files: Iterable[Path]) -> str:
@@ -94,26 +113,50 @@ def _merged(actor: Path, what: str, merged: Path, announce: Callable[[str], None
 
 
 def _merge(actor: Path, what: str, target: Path, lock: int) -> None:
-    """Merge beside the name, then rename. The merger holds the lock too: it may outlive this process."""
-    partial = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a merge that was killed
-    partial.mkdir()
-    command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
-    command += ["--local_dir", str(actor), "--target_dir", str(partial)]
+    """The merger holds the lock too: it may outlive this process."""
+    with new_folder(target) as partial:
+        merge_into(partial, actor, what, pass_fds=(lock,))
+        if (partial / ADAPTER).exists():
+            add_adapter(partial)
+
+
+def merge_into(folder: Path, actor: Path, what: str, *, pass_fds: Sequence[int] = ()) -> None:
+    """The model of an FSDP checkpoint in an empty folder; of a run with LoRA the weights that it was trained on, and
+    beside them `ADAPTER`.
+
+    Args:
+        pass_fds: descriptors that the merger is to hold.
+
+    Raises:
+        EvaluationError: verl's merger failed, or a shard is missing; begins with `what`.
+    """
+    _shards(actor, what)
+    command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp", "--local_dir", str(actor)]
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", pass_fds=(lock,)
+        [*command, "--target_dir", str(folder)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        pass_fds=pass_fds,
     )
     if done.returncode != 0:
-        shutil.rmtree(partial, ignore_errors=True)
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise EvaluationError(f"{what}: verl's model_merger failed with exit code {done.returncode}: {last}")
-    if (partial / "lora_adapter").exists():  # beside the weights of the model it was trained on
-        shutil.rmtree(partial)
-        raise EvaluationError(
-            f"{what}: trained with LoRA, and its adapter is no model. Merge it into the base model (peft's "
-            "merge_and_unload) and give that folder."
-        )
-    partial.replace(target)
+
+
+def add_adapter(model: Path) -> None:
+    """Add the adapter in `ADAPTER` to the model's weights, in bfloat16 as the merger wrote them."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    merged = PeftModel.from_pretrained(base, model / ADAPTER).merge_and_unload()
+    for old in model.glob("*.safetensors*"):
+        old.unlink()
+    merged.save_pretrained(model)
+    shutil.rmtree(model / ADAPTER)
 
 
 def _shards(actor: Path, what: str) -> list[Path]:
@@ -143,5 +186,5 @@ def check_window(model: Path, longest: int, what: str) -> None:
     if rope.get("rope_type", "default") == "default" and window is not None and longest > window:
         raise EvaluationError(
             f"{what}: with the longest prompt that is {longest} tokens, and {model} was made for {window}. "
-            "Expected fewer, or a copy with a wider window (soup_verl.context_window)."
+            "Expected fewer, or a copy with a wider window (soup_verl.tasks.context_window)."
         )

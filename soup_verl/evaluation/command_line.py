@@ -11,11 +11,14 @@ from typing import Any, NoReturn
 
 from soup_verl.evaluation import EvaluationError
 from soup_verl.evaluation.engine import DEVICES, DTYPES
-from soup_verl.evaluation.estimators import powers_of_two
-from soup_verl.evaluation.scoring import DEFAULT, FUNCTION
+from soup_verl.evaluation.scoring import DEFAULT
+from soup_verl.method.estimators import powers_of_two
+from soup_verl.tasks.reward_function import FUNCTION
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """What cannot be read is one line on stderr and exit code 2."""
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (--help lists the options)\n")
 
@@ -32,12 +35,25 @@ def _json_object(text: str) -> dict[str, Any]:
     return value
 
 
+def _keyword(text: str) -> tuple[str, Any]:
+    """The value is read as on a run's command line: true, null, numbers and [lists] are themselves, the rest text."""
+    import yaml
+
+    name, equals, value = text.partition("=")
+    if not (equals and name.isidentifier()):
+        raise ValueError(text)
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError:
+        return name, value
+
+
 def parse_args(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
     """Read the command line; what cannot be read is one line on stderr and exit code 2."""
-    parser = _Parser(prog="python -m soup_verl.evaluate", description=description, allow_abbrev=False)
+    parser = Parser(prog="python -m soup_verl.evaluate", description=description, allow_abbrev=False)
     add = parser.add_argument
     add("--model", required=True, metavar="MODEL", help="model folder, hub name, or verl checkpoint (global_step_N)")
-    add("--data", required=True, type=Path, nargs="+", metavar="FILE", help="verl's parquet files")
+    add("--data", required=True, type=Path, nargs="+", metavar="FILE", help="verl's .parquet, .json or .jsonl files")
     add("--max-tokens", required=True, type=int, metavar="N", help="budget of a response, prefix included")
     add("--out", required=True, type=Path, metavar="DIR", help="samples and results; goes on where it stands")
     add("--n", type=int, default=32, metavar="N", help="samples a problem (32); may be raised later")
@@ -54,6 +70,14 @@ def parse_args(argv: Sequence[str] | None, description: str) -> argparse.Namespa
         help=f"or pkg://MODULE[:FUNCTION]; FUNCTION is {FUNCTION} if not given ({DEFAULT})",
     )
     add(
+        "--reward-kwargs",
+        type=_keyword,
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="keywords of that function, as reward.custom_reward_function.reward_kwargs of a run",
+    )
+    add(
         "--chat-template-args", type=_json_object, default={}, metavar="JSON", help="as data.apply_chat_template_kwargs"
     )
     add("--device", choices=DEVICES, default="auto", help="auto: what the installed vLLM runs on")
@@ -63,7 +87,7 @@ def parse_args(argv: Sequence[str] | None, description: str) -> argparse.Namespa
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
-    """Ranges, and options that need each other; fills in the default of `--k`.
+    """Ranges, and options that need each other; fills in the default of `--k`, and makes `--reward-kwargs` a dict.
 
     Raises:
         EvaluationError: names the option.
@@ -83,6 +107,10 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         low, high = arguments.prefix_tokens
         shown = f"{low}:{high}"
         _require(1 <= low <= high < arguments.max_tokens, "--prefix-tokens", shown, "1 <= LOW <= HIGH < --max-tokens")
+    names = [name for name, _ in arguments.reward_kwargs]
+    again = [name for name in names if names.count(name) > 1]
+    _require(not again, "--reward-kwargs", again[:1], "each keyword once")
+    arguments.reward_kwargs = dict(arguments.reward_kwargs)
     twice = [name for name in arguments.historical if arguments.historical.count(name) > 1]
     _require(not twice, "--historical", twice[:1], "each checkpoint once")
 

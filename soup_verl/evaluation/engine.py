@@ -185,7 +185,7 @@ def _set_environment(device: str, scratch: str) -> None:
     # In this very process: one less to be killed with it, and the order of random numbers is the requests' own.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     if device == "cpu":
-        from soup_verl.cpu import ENVIRONMENT
+        from soup_verl.stack.cpu import ENVIRONMENT
 
         os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))  # this process has them all
         for name, value in ENVIRONMENT.items():

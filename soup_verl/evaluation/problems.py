@@ -1,4 +1,4 @@
-"""The problems of verl's parquet files, and the token ids a model is asked with."""
+"""The problems of verl's data files, and the token ids a model is asked with."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soup_verl.data.files import read_rows
-from soup_verl.data.layouts import DataError
 from soup_verl.evaluation import EvaluationError
+from soup_verl.tasks.chat_template import is_text_message
+from soup_verl.tasks.data.files import READ_BY_VERL, read_rows
+from soup_verl.tasks.data.layouts import DataError
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ def read_problems(files: Sequence[Path]) -> list[Problem]:
             raise EvaluationError(
                 f"--data: two files are called {file.name}, and samples are kept by name. Rename one."
             )
-        if file.suffix != ".parquet":
-            raise EvaluationError(f"--data={file}: expected a .parquet file (soup_verl.prepare_data makes them)")
+        if file.suffix not in READ_BY_VERL:
+            expected = f"a file that ends in {', '.join(READ_BY_VERL)} (soup_verl.prepare_data makes them)"
+            raise EvaluationError(f"--data={file}: expected {expected}")
         try:
             found = [_problem(file, number - 1, row) for number, row in read_rows(file)]
         except DataError as error:
@@ -63,11 +65,13 @@ def _problem(file: Path, index: int, row: Mapping[str, Any]) -> Problem:
     if missing:
         raise EvaluationError(f"{where} has no {missing[0]}: expected verl's columns (soup_verl.prepare_data)")
     messages, reward_model = row["prompt"], row["reward_model"]
-    if not isinstance(messages, list) or any(not _is_text_message(m) for m in messages):
+    if not isinstance(messages, list) or any(not is_text_message(m) for m in messages):
         raise EvaluationError(f"{where}: prompt={messages!r:.80}: expected chat messages with text alone")
     if not isinstance(reward_model, dict) or reward_model.get("ground_truth") is None:
         raise EvaluationError(f"{where}: reward_model={reward_model!r:.80}: expected a struct with ground_truth")
     truth, extra = reward_model["ground_truth"], row.get("extra_info") or {}
+    if not isinstance(extra, dict):
+        raise EvaluationError(f"{where}: extra_info={extra!r:.80}: expected a struct, or nothing")
     return Problem(file.name, index, messages, str(row["data_source"]), truth, extra)
 
 
@@ -83,32 +87,10 @@ def repeated(problems: Sequence[Problem]) -> list[Problem]:
     return found
 
 
-def _is_text_message(message: Any) -> bool:
-    return isinstance(message, dict) and all(isinstance(message.get(part), str) for part in ("role", "content"))
-
-
 def digest(file: Path) -> str:
     """SHA-256 of a file's bytes, 16 digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-
-
-def load_tokenizer(model: Path, what: str) -> Any:
-    """The tokenizer of a model folder.
-
-    Raises:
-        EvaluationError: it cannot be loaded, or has no chat template; names `what`, the option.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(model))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise EvaluationError(f"{what}: its tokenizer cannot be loaded ({reason})") from None
-    if not tokenizer.chat_template:
-        raise EvaluationError(f"{what}: its tokenizer has no chat template, which training prompts are made by")
-    return tokenizer
 
 
 def prompt_ids(tokenizer: Any, problem: Problem, template_args: Mapping[str, Any]) -> list[int]:

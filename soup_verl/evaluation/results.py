@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from soup_verl.evaluation.estimators import Ballot, bootstrap_intervals, majority_at, pass_at_k
+from soup_verl.method.estimators import Ballot, bootstrap_intervals, majority_at, pass_at_k
 
 Row = Mapping[str, Any]
 
@@ -31,6 +31,11 @@ def summarize(rows: Iterable[Row], *, ks: Sequence[int], seed: int) -> dict[str,
         ks: values of k, each at most the samples of a problem.
         seed: of the bootstrap.
     """
+    return {file: summarize_problems(found, seed=seed) for file, found in judge(rows, ks=ks).items()}
+
+
+def judge(rows: Iterable[Row], *, ks: Sequence[int]) -> dict[str, list[Judged]]:
+    """The problems of each data file in their order, and of `all`; arguments as `summarize`."""
     problems: dict[str, dict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         problems[row["file"]][row["index"]].append(row)
@@ -40,7 +45,7 @@ def summarize(rows: Iterable[Row], *, ks: Sequence[int], seed: int) -> dict[str,
     }
     if len(judged) > 1:
         judged["all"] = [problem for found in judged.values() for problem in found]
-    return {file: summarize_problems(found, seed=seed) for file, found in judged.items()}
+    return judged
 
 
 def summarize_problems(problems: Sequence[Judged], *, seed: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from soup_verl.evaluation import EvaluationError
+from soup_verl.records.files import read_json_lines, write_json
 
 Key = tuple[str, int, int]
 """(data file, row in it from 0, session)."""
@@ -64,9 +65,7 @@ class SampleFile:
 
     def read(self) -> Iterator[dict[str, Any]]:
         """Every row whole, from disk, in the order in which they were appended."""
-        with self.path.open("rb") as lines:
-            for line in lines:
-                yield json.loads(line)
+        return (row for _, row in read_json_lines(self.path))
 
     def missing(self, wanted: Iterable[Key]) -> list[Key]:
         """The samples of `wanted` that have no line, in that order."""
@@ -117,7 +116,8 @@ def claim(out: Path) -> TextIO:
 def bind(out: Path, settings: dict[str, Any]) -> None:
     """Write down what decides about the samples in `out`, or compare it with what stands there.
 
-    A reward function may change (be mended) until all is scored: what it said is dropped, what was sampled stays.
+    A reward function and its keywords may change (be mended) until all is scored: what it said is dropped, what was
+    sampled stays.
 
     Raises:
         EvaluationError: the samples there were made with other settings; names the first that differ.
@@ -131,7 +131,7 @@ def bind(out: Path, settings: dict[str, Any]) -> None:
         differing = [k for k in [*settings, *(stored.keys() - settings.keys())] if stored.get(k) != settings.get(k)]
     except (ValueError, AttributeError):
         raise EvaluationError(f"{path}: not readable. Choose another --out.") from None
-    if differing == ["reward"] and _drop_scores(out):
+    if set(differing) <= {"reward", "reward_kwargs"} and differing and _drop_scores(out):
         write_json(path, settings)
     elif differing:
         shown = "; ".join(f"{k}={stored.get(k)!r}, now {settings.get(k)!r}" for k in differing[:3])
@@ -149,10 +149,3 @@ def _drop_scores(out: Path) -> bool:
         return False
     scored.path.unlink()
     return True
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write beside the name, then rename: the file is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, path)

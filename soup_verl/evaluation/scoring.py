@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,30 +16,29 @@ from typing import Any
 from soup_verl.evaluation import EvaluationError
 from soup_verl.evaluation.checkpoints import fingerprint
 from soup_verl.evaluation.problems import Problem, digest
-from soup_verl.validation import is_solved
+from soup_verl.tasks.reward import check_keywords
+from soup_verl.tasks.reward_function import FUNCTION, PACKAGE, Reward, call, is_ours, load_module
 
-FUNCTION = "compute_score"
-"""Of a reward file, where none is named: verl's default too."""
 DEFAULT = f"pkg://soup_verl.reward:{FUNCTION}"
-Reward = Callable[..., Any]
 
 
-def load_reward(spec: str) -> tuple[Reward, str]:
-    """The function that `FILE.py[:NAME]` or `pkg://MODULE[:NAME]` names, and what identifies it in settings.json.
+def load_reward(spec: str, keywords: Mapping[str, Any]) -> tuple[Reward, str]:
+    """The function that `FILE.py[:NAME]` or `pkg://MODULE[:NAME]` names, which takes `keywords` besides, and what
+    identifies it, without them, in settings.json.
 
     Raises:
-        EvaluationError: there is no such function, or it is a coroutine.
+        EvaluationError: there is no such function, it is a coroutine, or it is ours and has no such keyword.
     """
     path, _, name = spec.rpartition(":")
     if not (path and name.isidentifier()):  # no function is named: the colon, if any, is the one of pkg://
         path, name = spec, FUNCTION
     try:
-        if path.startswith("pkg://"):
-            module = importlib.import_module(path.removeprefix("pkg://").replace("/", "."))
+        module = load_module(path)
+        if path.startswith(PACKAGE):
             identity = f"{path}:{name}:{fingerprint(_sources(module))}"
         else:
             file = Path(path).expanduser()
-            module, identity = _module_of(file), f"{file.name}:{name}:{digest(file)}"
+            identity = f"{file.name}:{name}:{digest(file)}"
     except Exception as error:  # a module may raise whatever it likes while it is imported
         raise EvaluationError(
             f"--reward={spec!r}: {type(error).__name__}: {error}. Expected FILE.py or pkg://MODULE, with :FUNCTION "
@@ -49,7 +47,12 @@ def load_reward(spec: str) -> tuple[Reward, str]:
     function = getattr(module, name, None)
     if not callable(function) or inspect.iscoroutinefunction(function):
         raise EvaluationError(f"--reward={spec!r}: expected {name} to be a function that is not a coroutine")
-    return function, identity
+    if is_ours(path, name):
+        try:
+            check_keywords(keywords)
+        except ValueError as error:
+            raise EvaluationError(f"--reward-kwargs: {error}") from None
+    return partial(function, **keywords), identity
 
 
 def _sources(module: ModuleType) -> set[Path]:
@@ -65,15 +68,6 @@ def _sources(module: ModuleType) -> set[Path]:
     return files
 
 
-def _module_of(path: Path) -> Any:
-    found = importlib.util.spec_from_file_location("evaluation_reward", path)
-    if found is None or found.loader is None:
-        raise ImportError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
-
-
 def score(reward: Reward, problem: Problem, response: str) -> dict[str, Any]:
     """What the reward function says of a response.
 
@@ -86,20 +80,17 @@ def score(reward: Reward, problem: Problem, response: str) -> dict[str, Any]:
     """
     where = f"the reward function, problem {problem.index} of {problem.file}"
     try:
-        result = reward(
+        fields = call(
+            reward,
             data_source=problem.data_source,
-            solution_str=response,
-            ground_truth=problem.ground_truth,
-            extra_info=dict(problem.extra_info),
+            response=response,
+            gold=problem.ground_truth,
+            extra=problem.extra_info,
+            keywords={},
         )
-        fields = dict(result) if isinstance(result, Mapping) else {"score": result}
-        value = float(fields["score"])
-        correct = is_solved(fields.get("acc"), value)
     except Exception as error:  # it is the user's: it may raise anything
         raise EvaluationError(f"{where}: {type(error).__name__}: {error}") from error
-    if not math.isfinite(value):
-        raise EvaluationError(f"{where}: score={value}: expected a finite number")
-    return {"acc": value, **{k: _plain(v) for k, v in fields.items()}, "score": value, "correct": correct}
+    return {"acc": fields["score"], **{k: _plain(v) for k, v in fields.items()}}
 
 
 def try_out(reward: Reward, problems: Sequence[Problem]) -> None:

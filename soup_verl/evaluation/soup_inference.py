@@ -8,8 +8,8 @@ from typing import Any
 
 from soup_verl.evaluation.engine import Response
 from soup_verl.evaluation.samples import Key
-from soup_verl.mixing import stable_seed
-from soup_verl.prefix_sampler import cut_prefix
+from soup_verl.method.history.prefixes import cut_prefix
+from soup_verl.method.mixing import stable_seed
 
 
 def planned_length(seed: int, key: Key, low: int, high: int) -> int:

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soup_verl.data.datasets import find_dataset
-from soup_verl.preflight import Model
-from soup_verl.preflight.data import read_split, token_ids
-from soup_verl.preflight.run_settings import RunSettings
-from soup_verl.prompt_builder import prompt_builder
+from soup_verl.launch.preflight import Model
+from soup_verl.launch.preflight.data import token_ids
+from soup_verl.launch.preflight.files import read_split
+from soup_verl.launch.preflight.run_settings import RunSettings
 from soup_verl.rehearsal.processes import StageFailed
+from soup_verl.stack.prompt_builder import prompt_builder
+from soup_verl.tasks.data.datasets import find_dataset
 
 PREPARE_DATA = "soup_verl.prepare_data"
 

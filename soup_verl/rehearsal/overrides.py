@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soup_verl.mixing import mixed_sessions
-from soup_verl.preflight.run_settings import ACTOR, MODEL, REF, ROLLOUT, RunSettings
+from soup_verl.launch.preflight.run_settings import ACTOR, MODEL, REF, ROLLOUT, RunSettings
+from soup_verl.method.mixing import mixed_sessions
+from soup_verl.records.settings import flatten
 
 PROMPTS, RESPONSES, RESPONSE_TOKENS = 2, 4, 24  # a step, a prompt, a response
 BATCHES = 6  # of the training data; 2 where history begins with a prompt's second visit
@@ -41,7 +42,7 @@ class Plan:
 
 def plan(run: RunSettings, batches: int) -> Plan:
     """When history begins with ages of 1 and `batches` an epoch."""
-    if not run.soup.mixing:
+    if not run.soup.planned:
         return Plan(first=1)
     if run.soup.source == "replay":
         return Plan(first=batches + 1)
@@ -87,6 +88,7 @@ def sizes(run: RunSettings, the_plan: Plan, *, prompt_tokens: int, vocab: int, h
         "trainer.test_freq": -1,
         "trainer.save_freq": the_plan.checkpoint,
         **_micro_batches(run),
+        **_down_sampling(run),
         **_history(run),
     }
 
@@ -104,10 +106,17 @@ def _micro_batches(run: RunSettings) -> dict[str, Any]:
     return {key: 1 for key in keys if run.get(key) is not None}
 
 
+def _down_sampling(run: RunSettings) -> dict[str, Any]:
+    """The same share of the responses, but two at least."""
+    if run.soup.down_sampling.train_on is None:
+        return {}
+    return {"soup.down_sampling.train_on": max(2, responses(run) * run.trained // run.n)}
+
+
 def _history(run: RunSettings) -> dict[str, Any]:
     """Ages, prefix lengths and schedules that short runs and responses have room for."""
     soup, found = run.soup, dict[str, Any]()
-    if not soup.mixing:
+    if not soup.planned:
         return found
     if soup.source == "lookahead":
         found["soup.lookahead.age"] = 1
@@ -149,8 +158,12 @@ def not_exercised(run: RunSettings) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if run.get("algorithm.filter_groups.enable"):
         found["algorithm.filter_groups.enable"] = False  # no group would ever be kept
-    if run.uses_replay and run.soup.when == "saturated":
+    if run.uses_replay and run.soup.when in ("saturated", "medium"):
         found["soup.when"] = "always"  # no prompt would be mixed at its second visit
+    if run.uses_replay and run.soup.replay.choice in ("latest_right", "surest_right", "balanced"):
+        found["soup.replay.choice"] = "latest"
+    if run.soup.start_at_solved_rate is not None:
+        found["soup.start_at_solved_rate"] = None
     return found
 
 
@@ -159,7 +172,7 @@ def as_on_gpu(run: RunSettings, platform: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         platform: the content of the GPU platform's file, which the CPU's stands in for.
     """
-    return {key: run.get(key) for key in (*AS_ON_GPU, *(key for key, _ in leaves(platform)))}
+    return {key: run.get(key) for key in (*AS_ON_GPU, *flatten(platform))}
 
 
 def hidden_settings(platform: Mapping[str, Any], composed: RunSettings, *, decided: Collection[str]) -> dict[str, Any]:
@@ -172,17 +185,9 @@ def hidden_settings(platform: Mapping[str, Any], composed: RunSettings, *, decid
     """
     return {
         key: value
-        for key, value in leaves(platform)
+        for key, value in flatten(platform).items()
         if key not in decided and "${" not in str(value) and composed.get(key) != value
     }
-
-
-def leaves(section: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:
-    """Dotted keys with their values."""
-    found: list[tuple[str, Any]] = []
-    for key, value in section.items():
-        found += leaves(value, f"{path}{key}.") if isinstance(value, Mapping) else [(f"{path}{key}", value)]
-    return found
 
 
 def assignment(key: str, value: Any) -> str:

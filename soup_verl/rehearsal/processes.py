@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from soup_verl.launch.stacks import processes_with
+
 MARK = "SOUP_REHEARSAL"
 ELSEWHERE = (
     "RAY_ADDRESS",
@@ -36,16 +38,6 @@ class StageFailed(Exception):
     def __init__(self, cause: str, log: Path | None = None):
         super().__init__(" ".join(cause.split()))
         self.log = log
-
-
-def processes_with(variable: str) -> list[int]:
-    """Ids of the processes in whose environment `NAME=value` stands, this one left out."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended, or is somebody else's
-            if variable.encode() in (process / "environ").read_bytes().split(b"\0"):
-                found.append(int(process.name))
-    return [process for process in found if process != os.getpid()]
 
 
 class Processes:

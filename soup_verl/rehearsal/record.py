@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from soup_verl.records.files import write_json
 from soup_verl.rehearsal.overrides import assignment
 
 FILE = "rehearsal.json"
@@ -114,7 +115,7 @@ class Record:
             "complete": self.complete,
             "only_a_gpu_shows": ONLY_A_GPU_SHOWS,
         }
-        (self.folder / FILE).write_text(json.dumps(stored, indent=1) + "\n")
+        write_json(self.folder / FILE, stored)
 
     def _say(self, text: str) -> None:
         self._screen.write(text)

@@ -14,13 +14,14 @@ from typing import Any
 
 import psutil
 
-from soup_verl import checkpoint, run_log
-from soup_verl.preflight.report import FILE as PREFLIGHT_FILE
-from soup_verl.preflight.report import NO
-from soup_verl.preflight.run_settings import ROLLOUT, RunSettings
+from soup_verl.launch.preflight.report import FILE as PREFLIGHT_FILE
+from soup_verl.launch.preflight.report import NO
+from soup_verl.launch.preflight.run_settings import ROLLOUT, RunSettings
+from soup_verl.records import run_log
 from soup_verl.rehearsal.overrides import RESPONSE_TOKENS, Plan
 from soup_verl.rehearsal.processes import Processes, StageFailed, wait_until
 from soup_verl.rehearsal.record import Stage
+from soup_verl.stack import checkpoint
 
 LIMIT = 1800.0
 """Seconds a stage may take; most take a minute, but not on a busy machine."""
@@ -166,8 +167,8 @@ class RunStages:
         apart = max(metrics[step].get("soup/alignment_error_max", 0.0) for step in range(1, last + 1))
         if apart > self._run.expected.apart:
             raise self._run.failed(f"rollout and trainer are {apart:.2g} nats apart on a token: expected rounding")
-        if not self._run.expected.own.soup.mixing:
-            return f"without prefixes, as asked for; rollout and trainer agree to {apart:.0e} nats"
+        if not self._run.expected.own.soup.planned:
+            return f"without planned prefixes, as asked for; rollout and trainer agree to {apart:.0e} nats"
         if not all(tokens):
             raise self._run.failed(f"expected prefixes in steps {list(steps)}, but their tokens are {tokens}")
         return f"prefix tokens {tokens} in the last {len(tokens)}; rollout and trainer agree to {apart:.0e} nats"
@@ -213,6 +214,8 @@ class RunStages:
         command += ["--chat-template-args", json.dumps(own.get("data.apply_chat_template_kwargs", {}))]
         if reward is not None:
             command += ["--reward", f"{reward}:{own.get('reward.custom_reward_function.name')}"]
+        if keywords := own.get("reward.custom_reward_function.reward_kwargs", {}):
+            command += ["--reward-kwargs", *(f"{key}={json.dumps(value)}" for key, value in keywords.items())]
         run.call("evaluation", command)
         found = _json(run.folder / "evaluation" / "results.json") or {"files": {}}
         if missing := {Path(file).name for file in run.expected.validation} - found["files"].keys():

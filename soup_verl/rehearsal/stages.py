@@ -11,13 +11,13 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from soup_verl import preflight
-from soup_verl.context_window import local_model
+from soup_verl.launch import preflight
 from soup_verl.rehearsal import overrides as changes
 from soup_verl.rehearsal.data import Places, Preparation, as_list, few_rows, longest_prompt, make
 from soup_verl.rehearsal.record import Record, Stage, override_lines
 from soup_verl.rehearsal.run_stages import Expected, RunStages, SmallRun
-from soup_verl.shrink_model import HIDDEN, write_shrunk
+from soup_verl.tasks.context_window import local_model
+from soup_verl.tasks.shrink_model import HIDDEN, write_shrunk
 
 STEPS = ("settings", "model", "data", "overrides", "preflight", "validation", "training")
 ALL = (*STEPS, "kill", "resume", "evaluation", "report")

@@ -11,24 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from soup_verl.records.settings import setting_of
 from soup_verl.reporting.runs import Run
 
-# Names, folders, resuming and logging: they do not change what is computed.
-NOT_COMPARED = (
-    "actor_rollout_ref.rollout.trace.experiment_name",
-    "actor_rollout_ref.rollout.trace.project_name",
-    "hydra",
-    "soup.log_samples",
-    "soup.preflight_only",
-    "trainer.default_local_dir",
-    "trainer.experiment_name",
-    "trainer.logger",
-    "trainer.project_name",
-    "trainer.resume_from_path",
-    "trainer.resume_mode",
-    "trainer.rollout_data_dir",
-    "trainer.validation_data_dir",
-)
 ABSENT = "not set"
 
 
@@ -107,7 +92,7 @@ def compared(run: Run) -> dict[str, Any]:
     """The run's settings less seeds and names; its own folder's name stands as `<run>` wherever it occurs."""
     settings = run.settings or {}
     own = settings.get("trainer.default_local_dir")
-    kept = {key: value for key, value in settings.items() if not is_seed(key) and not _is_name(key)}
+    kept = {key: value for key, value in settings.items() if not is_seed(key) and setting_of(key).kind != "name"}
     return {key: _without_folder(value, own) for key, value in kept.items()}
 
 
@@ -209,10 +194,6 @@ def _common_name(names: Sequence[str]) -> str:
     if len(ends) == 1:
         return ends.pop()
     return re.sub(r"([\W_]+(seeds?|s)?|^seeds?)?[\W_]*\d*$", "", os.path.commonprefix(list(names)))
-
-
-def _is_name(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in NOT_COMPARED)
 
 
 def _without_folder(value: Any, own: Any) -> Any:

@@ -16,7 +16,8 @@ try:
 except ImportError:
     from yaml import SafeLoader
 
-from soup_verl import run_log, sample_log
+from soup_verl.records import run_log, sample_log
+from soup_verl.records.settings import flatten
 
 CONFIG_FILE, RUN_FILE, RESULTS_FILE = "config.yaml", "run.json", "results.json"
 ALL = "all"
@@ -131,9 +132,11 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
 
 
 def find_results(folder: Path) -> list[Path]:
-    """Evaluation results in `folder` and up to two levels under it; other files of that name are passed over."""
+    """Evaluation results in `folder` and up to two levels under it, each once, although the link `best` leads to some
+    twice; other files of that name are passed over."""
     files = (file for depth in ("", "*/", "*/*/") for file in folder.glob(depth + RESULTS_FILE))
-    return sorted(file for file in files if _is_evaluation(file))
+    once = {file.resolve(): file for file in sorted(files)}  # `global_step_N` comes after `best`
+    return sorted(file for file in once.values() if _is_evaluation(file))
 
 
 def read_evaluation(folder: Path) -> Evaluation:
@@ -162,17 +165,6 @@ def _is_evaluation(path: Path) -> bool:
 def _at_k(found: Any, path: Path) -> AtK:
     metrics = _expect_mapping(_expect_mapping(found, path).get("metrics"), path)
     return AtK(_intervals(metrics, "pass@", path), _intervals(metrics, "maj@", path))
-
-
-def flatten(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted keys; lists and empty sections are values."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{path}{key}.")
-        else:
-            flat[f"{path}{key}"] = value
-    return flat
 
 
 def _by_key(steps: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[int, float]]:

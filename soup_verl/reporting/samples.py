@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from soup_verl import sample_log
+from soup_verl.method.mixing import UNLEARNED
+from soup_verl.records import sample_log
 from soup_verl.reporting.compare import Group
 
 SHOWN = 5
@@ -54,7 +55,7 @@ def response(entry: Mapping[str, Any]) -> SampleResponse:
     length, gap = entry["response_tokens"], entry["left_out"]["tokens"]
     gap_at = entry["left_out"]["after"] if gap else len(entry["tokens"])
     prefix = sum(entry["prefix_mask"])
-    kind = f"prefix of {prefix} tokens by the policy of step {entry['policy_version']}" if prefix else "on-policy"
+    kind = f"prefix of {prefix} tokens by the {_policy(entry)}" if prefix else "on-policy"
     reward = "unknown" if entry["reward"] is None else f"{entry['reward']:g}"
     return SampleResponse(
         title=f"Row {entry['index']}, response {entry['session']}: {kind}, {length} tokens, reward {reward}",
@@ -65,12 +66,17 @@ def response(entry: Mapping[str, Any]) -> SampleResponse:
     )
 
 
+def _policy(entry: Mapping[str, Any]) -> str:
+    version = entry["policy_version"]
+    return "unlearned copy of the current policy" if version == UNLEARNED else f"policy of step {version}"
+
+
 def _token(entry: Mapping[str, Any], i: int, gap_at: int, gap: int) -> Token:
     ratio, in_prefix = entry["ratio"][i], bool(entry["prefix_mask"][i])
     number = i + 1 + (gap if i >= gap_at else 0)
     parts = [
         f"token {number} of {entry['response_tokens']}",
-        f"prefix, policy of step {entry['policy_version']}" if in_prefix else "current policy",
+        f"prefix, {_policy(entry)}" if in_prefix else "current policy",
         "ratio not known" if ratio is None else f"ratio {ratio:.4g}",
         _log_probs(entry["behavior_log_probs"][i], entry["current_log_probs"][i]),
     ]

@@ -1,6 +1,6 @@
 """Batch fields, padding, estimator call and metrics on their way through verl."""
 
-import inspect
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,17 +9,16 @@ from tensordict import TensorDict
 from verl.protocol import DataProto
 from verl.trainer.ppo.padding_utils import construct_minimal_padding_template
 from verl.trainer.ppo.ray_trainer import AdvantageEstimator
-from verl.trainer.ppo.v1 import PPOTrainer
 from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 from verl.utils.metric import Metric, reduce_metrics
 from verl.utils.py_functional import rename_dict
 from verl.workers.config import RolloutConfig
-from verl.workers.engine_workers import TrainingWorker
 from verl.workers.utils.padding import no_padding_2_padding, response_from_nested, response_to_nested
 
-from soup_verl.actor_worker import SUM_PREFIX
-from soup_verl.metrics import finish_update_metrics, update_sums
-from soup_verl.register import Segments, batch_segments
+from soup_verl.method import step
+from soup_verl.method.metrics import finish_update_metrics, update_sums
+from soup_verl.stack.actor_worker import SUM_PREFIX
+from soup_verl.stack.register import estimating_with
 
 pytestmark = pytest.mark.contract
 
@@ -29,17 +28,6 @@ def nested(*rows, dtype=torch.float32):
 
 
 # ---- fields ----
-
-
-@pytest.mark.parametrize("field", ["uid", "response_mask", "rm_scores", "rollout_log_probs", "old_log_probs"])
-def test_verls_advantage_stage_reads_the_fields_we_write(field):
-    assert f'"{field}"' in inspect.getsource(PPOTrainer._compute_advantage)
-
-
-def test_verl_writes_entropy_and_old_log_probs_before_the_advantage_stage():
-    source = inspect.getsource(PPOTrainer._compute_old_log_prob)
-    assert 'data.select("old_log_probs", "entropy")' in source
-    assert 'rollout_corr_config.get("bypass_mode", False)' in source
 
 
 def test_nested_fields_keep_the_lengths_of_the_response_mask():
@@ -102,15 +90,9 @@ def test_verl_hands_the_estimator_every_row_and_our_counted_rows_make_it_grpo():
     keys = ["u_0_0", "u_0_1", "u_1_0", "u_2_0"]
     mask = torch.tensor([[1, 1], [1, 0], [1, 1], [1, 1]])
     rewards = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 2.0], [0.0, 6.0]])
-    segments = Segments(
-        counted=torch.tensor([False, True, True, True]),
-        is_mixed=torch.zeros(4, dtype=torch.bool),
-        prefix_mask=None,
-        prefix_weight=None,
-        baseline="shared",
-        norm_by_std=True,
-    )
-    with batch_segments(segments):
+    counted = torch.tensor([False, True, True, True])
+    estimate = partial(step.advantages, versions=[-1] * 4, baseline="shared", norm_by_std=True, counted=counted)
+    with estimating_with(estimate):
         ours = compute_advantage(keys, ["u"] * 4, rewards, mask, "soup")
     assert torch.equal(ours, compute_advantage(keys, ["u"] * 4, rewards, mask, AdvantageEstimator.GRPO))
 
@@ -147,7 +129,8 @@ def test_no_key_of_ours_is_reduced_by_its_name_in_a_way_we_do_not_mean():
 
 
 def test_segment_sums_survive_micro_batches_ranks_and_mini_batches():
-    """2 mini-batches x 2 ranks x 2 micro-batches, reduced as TrainingWorker and PPOTrainer._update_actor do."""
+    """2 mini-batches x 2 ranks x 2 micro-batches, reduced as TrainingWorker and PPOTrainer._update_actor do
+    (test_worker_contract.py, test_policy_engine_contract.py)."""
     everything, mini_batches = [], {}
     for mini in range(2):
         ranks = []
@@ -163,9 +146,3 @@ def test_segment_sums_survive_micro_batches_ranks_and_mini_batches():
     got = finish_update_metrics({key.removeprefix(prefix): value for key, value in reduced.items()})
     whole = {k: (max if k.endswith("_max") else sum)(p[k] for p in everything) for k in everything[0]}
     assert got == pytest.approx(finish_update_metrics(whole))
-
-
-def test_verl_reduces_metrics_where_the_test_above_does():
-    assert "Metric.aggregate_dp(val)" in inspect.getsource(TrainingWorker)
-    source = inspect.getsource(PPOTrainer._update_actor)
-    assert 'rename_dict(output["metrics"], "actor/")' in source and "reduce_metrics(output)" in source

@@ -12,7 +12,9 @@ from benchmarks import simulate
 from benchmarks.policy import Shape, read_weights, response_logits
 from benchmarks.run_inputs import Assets, parse_settings
 from benchmarks.sampling import pad_prompts
-from benchmarks.update import LossSettings, clipped_loss, masked_mean
+from benchmarks.update import LossSettings, masked_mean
+from soup_verl.method.policy_losses import LossTokens, loss_of_tokens
+from soup_verl.method.sections import PolicyLossConfig
 
 pytestmark = [pytest.mark.contract, pytest.mark.e2e]
 ROOT = Path(__file__).parents[2]
@@ -118,7 +120,8 @@ def test_the_clipped_loss_is_verls():
     mask = torch.rand(16, 10, generator=generator) < 0.8
     config = FSDPActorConfig(strategy="fsdp", rollout_n=1, ppo_micro_batch_size_per_gpu=1, optim=OmegaConf.create({}))
     expected, metrics = compute_policy_loss_vanilla(old, new, advantages, mask, config=config)
-    loss = masked_mean(clipped_loss(new, old, advantages, LossSettings()), mask)
+    tokens = LossTokens(new, old, advantages, mask, prefix_mask=~mask, behavior_log_probs=old)
+    loss = masked_mean(loss_of_tokens(tokens, PolicyLossConfig(), LossSettings().clip).loss, mask)
     torch.testing.assert_close(loss, expected)
     assert metrics["actor/pg_clipfrac"] > 0 and metrics["actor/pg_clipfrac_lower"] > 0, "both clips must have bitten"
 

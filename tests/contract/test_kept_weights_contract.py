@@ -1,21 +1,23 @@
 """What torch's two FSDPs must do for kept policies: the private names that `kept_weights` uses, by what they do."""
 
-import inspect
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
+from torch.distributed.tensor import DTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from soup_verl import kept_weights, sizing
 from soup_verl.acceptance import weights
-from soup_verl.actor_worker import SoupActorWorker
-from soup_verl.config import SnapshotConfig
-from soup_verl.history import SnapshotSource
-from soup_verl.policy_engine import TrainerPolicyEngine
+from soup_verl.launch.preflight import sizing
+from soup_verl.method.history import SnapshotSource
+from soup_verl.method.sections import SnapshotConfig
+from soup_verl.stack import kept_weights
+from soup_verl.stack.actor_worker import SoupActorWorker
+from soup_verl.stack.kept_policies import KeptPolicies
+from soup_verl.stack.policy_engine import TrainerPolicyEngine
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -59,18 +61,33 @@ def test_every_device_can_be_waited_for():
     assert callable(torch.get_device_module("cuda").synchronize)
 
 
-def test_verl_still_does_not_wait():
+def test_verl_still_does_not_wait(monkeypatch):
     """When this fails, see whether ours is needed."""
-    from verl.utils.fsdp_utils import fsdp2_sharded_save_to_cpu, offload_fsdp2_model_to_cpu
+    from verl.utils import fsdp_utils
 
-    assert "non_blocking=True" in inspect.getsource(offload_fsdp2_model_to_cpu)
-    assert "synchronize()" not in inspect.getsource(fsdp2_sharded_save_to_cpu)
+    moves, calls, unsharded = [], Calls(), torch.nn.Linear(2, 2)
+    monkeypatch.setattr(fsdp_utils, "get_torch_device", lambda: calls)
+    fsdp_utils.offload_fsdp2_model_to_cpu(SimpleNamespace(to=lambda *to, **how: moves.append((to, how))), False)
+    assert moves == [(("cpu",), {"non_blocking": True})]
+    with calls, pytest.raises(AssertionError, match="No DTensor"):  # after it has copied what it found
+        fsdp_utils.fsdp2_sharded_save_to_cpu(unsharded)
+    assert calls.names == ["detach", "detach"]
 
 
 def test_a_weight_that_was_not_kept_is_an_error():
     module = torch.nn.Linear(2, 2)
     with pytest.raises(KeyError, match="bias"):
         kept_weights.take_back(module, {"weight": module.weight.detach().clone()})
+
+
+def test_frozen_weights_are_neither_kept_nor_written():
+    module = torch.nn.Linear(2, 2)
+    module.weight.requires_grad_(False)
+    kept = kept_weights.keep(module)
+    assert list(kept) == ["bias"]
+    frozen = module.weight.clone()
+    kept_weights.take_back(module, {"bias": torch.ones(2)})
+    assert torch.equal(module.weight, frozen) and module.bias.tolist() == [1, 1]
 
 
 class Memory(TorchDispatchMode):
@@ -91,38 +108,45 @@ class Memory(TorchDispatchMode):
 
 
 def storages(values):
-    """Of plain tensors: a DTensor is a view of one."""
-    plain = (torch.Tensor, torch.nn.Parameter)
-    return [t.untyped_storage() for t in tree_leaves(values) if type(t) in plain]
+    """Of plain tensors and of DTensors' shards."""
+    shards = (t._local_tensor if isinstance(t, DTensor) else t for t in tree_leaves(values))
+    return [t.untyped_storage() for t in shards if type(t) in (torch.Tensor, torch.nn.Parameter)]
 
 
 class WithoutRollout(TrainerPolicyEngine):
-    """The engine on one real worker; nothing is sampled."""
+    """The engine on one real worker; nothing is sampled, and every weight changes between two policies."""
 
     def __init__(self, worker):
-        super().__init__(SimpleNamespace(actor_rollout_wg=worker), planner=None, solved=None)
+        super().__init__(loader=None, fetches=1, planner=None, solved=None, workers=worker)
 
     def wants_prefixes(self, step):
         return True
 
     def rollout_awake(self, version):
-        return nullcontext()
+        return self.workers._holding()
 
     def sample_prefixes(self, step, **how):
         return SimpleNamespace(result=list)
 
     def rescored(self, step, groups):
-        return groups
+        with self.workers._holding():
+            return groups
+
+    def keep_policy(self, version):
+        super().keep_policy(version)
+        for parameter in self.workers.actor.engine.module.parameters():
+            parameter.detach().neg_()
 
 
-@pytest.mark.parametrize("strategy", weights.STRATEGIES)
-def test_kept_policies_take_the_memory_that_sizing_says(strategy):
+@pytest.mark.parametrize(("strategy", "laid_out_bytes"), [("fsdp", 4), ("fsdp2", 2)])
+def test_kept_policies_take_the_memory_that_sizing_says(strategy, laid_out_bytes):
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
-        actor = weights.Actor(weights.Sharding(strategy, "fp32", True, "none"), torch.device("cpu"))
+        actor = weights.Actor(weights.Sharding(strategy, "bf16", True, "none"), torch.device("cpu"))
         params = sum(t.numel() for t in actor.exported().values())
         worker = SoupActorWorker.__new__(SoupActorWorker)
-        worker.actor, worker.cpu_saved_models = SimpleNamespace(engine=SimpleNamespace(module=actor.module)), {}
+        worker.actor, worker._kept = SimpleNamespace(engine=SimpleNamespace(module=actor.module)), KeptPolicies()
+        worker.config = OmegaConf.create({"model": {}, "rollout": {"dtype": "bfloat16"}})
         source = SnapshotSource(
             WithoutRollout(worker), SnapshotConfig(every=1, capacity=3, choice="uniform"), seed=0, last_step=99
         )
@@ -131,5 +155,7 @@ def test_kept_policies_take_the_memory_that_sizing_says(strategy):
                 source.after_update(step)
     finally:
         torch.distributed.destroy_process_group()
-    told = sizing.snapshot_buffer(params, capacity=3, element_bytes=4, shards=1, gpus_per_node=1)
-    assert memory.peak == told.bytes and len(worker.cpu_saved_models) == 3
+    assert {name for name, _ in worker._kept.weights(7)} == {name for name, _ in actor.module.named_parameters()}
+    layout = {"shards": 1, "gpus_per_node": 1}
+    told = sizing.snapshot_buffer(params, capacity=3, element_bytes=2, laid_out_bytes=laid_out_bytes, **layout)
+    assert memory.peak == told.bytes

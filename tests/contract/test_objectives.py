@@ -1,18 +1,26 @@
 """Gradients of verl's clipped loss on what SOUP hands it, against the objective of each `prefix_objective` written
 plainly; and the estimator `soup` without prefixes against verl's GRPO."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
-from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, compute_policy_loss_vanilla
+from verl.trainer.ppo.core_algos import (
+    compute_grpo_outcome_advantage,
+    compute_opo_outcome_advantage,
+    compute_policy_loss_vanilla,
+)
 from verl.workers.config import FSDPActorConfig
 
-from soup_verl import core_algos
-from soup_verl.core_algos import PREFIX_OBJECTIVES, join_log_probs, token_advantages, zero_gradient_mask
-from soup_verl.register import Segments, batch_segments, compute_soup_advantage
+from soup_verl.method import core_algos, step
+from soup_verl.method.config import SoupConfig
+from soup_verl.method.core_algos import PREFIX_OBJECTIVES, zero_gradient_mask
+from soup_verl.method.step_batch import StepBatch
+from soup_verl.stack.register import compute_soup_advantage, estimating_with
 
 pytestmark = pytest.mark.contract
 
@@ -56,21 +64,43 @@ PREFIX = torch.tensor([[1, 1, 1, 0, 0, 0, 0, 0]] * 2)
 GAMMA = 0.25
 
 
-def soup_gradient(name, prefix=PREFIX, correction="none"):
-    """What SoupTrainer and SegmentLoss hand to verl's loss for a prefix objective."""
-    objective = PREFIX_OBJECTIVES[name]
-    new, old, historical = P_NEW.log(), P_OLD.log(), P_HISTORICAL.log()
-    weight = objective.weight(old, historical, cap=CAP)
-    anchor = old
-    if objective.anchor_is_behavior:
-        anchor = join_log_probs(prefix_mask=prefix, prefix_log_probs=historical, other_log_probs=old)
-    mask = RESPONSE if objective.trained else torch.where(prefix.bool(), 0, RESPONSE)
-    advantages = token_advantages(ADVANTAGE, response_mask=RESPONSE, prefix_mask=prefix, prefix_weight=weight)
-    if correction == "min_prefix":
-        advantages = advantages * core_algos.min_prefix_weight(new, historical, prefix_mask=prefix)
-    if name == "shaped":
-        anchor, advantages = core_algos.shaped_tokens(new, anchor, advantages, prefix_mask=prefix, gamma=GAMMA)
-    return verl_gradient(new, anchor, advantages, mask)
+def soup_gradient(name, prefix=PREFIX, correction="none", cap=CAP, gradient=verl_gradient):
+    """Of verl's loss on what SoupTrainer and SegmentLoss hand it for a prefix objective."""
+    soup = SoupConfig(prefix_objective=name, prefix_correction=correction, decoupled_weight_cap=cap, shaped_gamma=GAMMA)
+    batch = StepBatch(
+        uids=["a", "b"],
+        response_mask=RESPONSE,
+        prefix_mask=prefix,
+        policy_version=torch.where(prefix.bool(), 3, -1),
+        current_version=5,
+        behavior_log_probs=P_HISTORICAL.log(),
+        old_log_probs=P_OLD.log(),
+        recomputed=True,
+        entropy=None,
+        rewards=ADVANTAGE,  # one response a prompt, not divided by the standard deviation: its own advantage
+        solved=torch.tensor([True, False]),
+        answers=None,
+    )
+    tokens, _ = step.trained_tokens(batch, soup)
+    advantages = step.advantages(
+        batch.rewards,
+        batch.uids,
+        RESPONSE,
+        versions=batch.response_version.tolist(),
+        baseline="shared",
+        norm_by_std=False,
+        prefix_mask=prefix,
+        prefix_weight=tokens.prefix_weight,
+    )
+    anchor, advantages, _ = step.moved_with_policy(
+        P_NEW.log(),
+        tokens.old_log_probs,
+        advantages,
+        prefix_mask=prefix,
+        behavior_log_probs=batch.behavior_log_probs,
+        settings=step.InLoss.of(soup),
+    )
+    return gradient(P_NEW.log(), anchor, advantages, tokens.response_mask)
 
 
 def gradient_of(objective):
@@ -134,6 +164,17 @@ def test_shaped_with_a_prefix_of_any_length(length):
     assert_close(soup_gradient("shaped", prefix), gradient_of(objective))
 
 
+def test_shaped_ratio_trains_the_prefix_by_the_shaped_ratio_to_the_policy_that_sampled_it():
+    """ExGRPO: w / (w + gamma) with w = pi_theta / pi_h, no clip."""
+
+    def objective(p):
+        w = p[:, :3] / P_HISTORICAL[:, :3]
+        shaped = ADVANTAGE[:, None] * w / (w + GAMMA)
+        return (shaped.sum() + clipped(p[:, 3:6] / P_OLD[:, 3:6], ADVANTAGE[:, None]).sum()) / 12
+
+    assert_close(soup_gradient("shaped_ratio"), gradient_of(objective))
+
+
 @pytest.mark.parametrize("loss_agg_mode", ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"])
 def test_shaped_is_exact_under_every_aggregation(loss_agg_mode):
     """The same weights on A p / (p + gamma) as verl puts on a plain policy gradient at ratio 1."""
@@ -158,6 +199,27 @@ def test_the_min_prefix_correction_weights_each_tokens_gradient(name):
 def test_the_min_prefix_correction_leaves_onpolicy_responses_alone():
     none = torch.zeros(2, 8)
     assert torch.equal(soup_gradient("behavior", none, "min_prefix"), soup_gradient("behavior", none))
+
+
+@pytest.mark.parametrize("name", ["behavior", "decoupled", "masked"])
+def test_the_cumulative_corrections_weight_each_tokens_gradient(name):
+    """Products of the prefix's ratios 1.2, 2.5, 0.5 before a token; the loss has the token's own ratio besides."""
+    plain = soup_gradient(name)
+    product = torch.tensor([1, 1.2, 3, 1.5, 1.5, 1.5, 1, 1]).double()
+    assert_close(soup_gradient(name, correction="cumulative_unclipped"), plain * product)
+    t = torch.tensor([0, 1, 2, 3, 3, 3, 0, 0]).double()
+    assert_close(soup_gradient(name, correction="cumulative"), plain * torch.exp(0.05 * t.sqrt()))
+
+
+def test_on_a_prefix_without_clip_the_unclipped_product_makes_ctpos_cumulative_ratio():
+    """d/d(log pi_theta) of A sg[R_t / r_t] r_t, with R_t the product up to and including t."""
+    log_probs = P_NEW.log().requires_grad_()
+    ratio = log_probs.exp()[:, :3] / P_HISTORICAL[:, :3]
+    own = (ratio.cumprod(1) / ratio).detach() * ratio * ADVANTAGE[:, None]
+    whole = (torch.arange(8) < 3).expand(2, 8)
+    weight = core_algos.cumulative_unclipped_weight(P_NEW.log(), P_HISTORICAL.log(), prefix_mask=whole)
+    expected = torch.autograd.grad(own.sum(), log_probs)[0][:, :3]
+    assert_close((weight[:, :3] * ratio.detach() * ADVANTAGE[:, None]), expected)
 
 
 @pytest.mark.parametrize("name", PREFIX_OBJECTIVES)
@@ -192,7 +254,19 @@ def test_our_ratio_is_the_one_in_verls_loss():
     assert_close(gradient, torch.tensor([[0.0, 0.0, ratio[0, 2].item()]]))
 
 
-# ---- the estimator without prefixes is GRPO ----
+# ---- the estimator without prefixes is GRPO, or OPO ----
+
+
+def test_the_baseline_of_least_variance_without_prefixes_is_verls_opo():
+    generator = torch.Generator().manual_seed(0)
+    index = np.array(["a", "b", "a", "a", "b", "c"], dtype=object)
+    mask = (torch.arange(6) < torch.tensor([[6], [3], [1], [4], [2], [5]])).long()
+    rewards = torch.randn(6, 6, generator=generator) * mask
+    estimate = partial(step.advantages, versions=[-1] * 6, baseline="min_variance", norm_by_std=False)
+    with estimating_with(estimate):
+        ours, _ = compute_soup_advantage(token_level_rewards=rewards.clone(), response_mask=mask, index=index)
+    verls, _ = compute_opo_outcome_advantage(rewards.clone(), mask, index=index)
+    assert_close(ours, verls)
 
 
 @given(st.data(), st.booleans(), st.sampled_from(["shared", "split"]))
@@ -203,15 +277,11 @@ def test_the_estimator_without_prefixes_is_verls_grpo_bit_for_bit(data, norm_by_
     lengths = torch.randint(0, length + 1, (size, 1), generator=generator)
     mask = (torch.arange(length) < lengths).long()
     rewards = torch.randn(size, length, generator=generator)
-    segments = Segments(
-        counted=torch.ones(size, dtype=torch.bool),
-        is_mixed=torch.zeros(size, dtype=torch.bool),
-        prefix_mask=None,
-        prefix_weight=None,
-        baseline=baseline,
-        norm_by_std=norm_by_std,
+    counted = torch.ones(size, dtype=torch.bool)
+    estimate = partial(
+        step.advantages, versions=[-1] * size, baseline=baseline, norm_by_std=norm_by_std, counted=counted
     )
-    with batch_segments(segments):
+    with estimating_with(estimate):
         ours, returns = compute_soup_advantage(token_level_rewards=rewards.clone(), response_mask=mask, index=index)
     verls, _ = compute_grpo_outcome_advantage(rewards.clone(), mask, index=index, norm_adv_by_std_in_grpo=norm_by_std)
     assert torch.equal(ours, verls) and torch.equal(returns, verls)

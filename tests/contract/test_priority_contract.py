@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from soup_verl.cpu import ENVIRONMENT
 from soup_verl.evaluation.engine import installed_vllm
-from soup_verl.prefix_sampler import PRIORITY
+from soup_verl.stack.cpu import ENVIRONMENT
+from soup_verl.stack.prefix_sampler import PRIORITY
 from tests.e2e import assets
 
 pytestmark = [

@@ -8,10 +8,11 @@ from verl.utils.model import get_generation_config
 from verl.utils.tokenizer import continuous_token_wiring as wiring
 from verl.utils.tokenizer import hf_tokenizer
 
-from soup_verl import rollout
 from soup_verl.evaluation.problems import Problem
 from soup_verl.evaluation.problems import prompt_ids as evaluation_prompt
-from soup_verl.prompt_builder import end_of_turn, fitting_model_type, prompt_builder, stop_token_ids, with_eos
+from soup_verl.stack import rollout
+from soup_verl.stack.prompt_builder import fitting_model_type, prompt_builder
+from soup_verl.tasks.chat_template import end_of_turn, stop_token_ids, with_eos
 from tests.unit import preflight_files as files
 from tests.unit import tokenizer_families as families
 
@@ -112,8 +113,7 @@ def make_worker(monkeypatch):
 
 def asked_with(worker, agent_name):
     """The ids that a session of an agent loop asks the engine with."""
-    validate = agent_name != "soup_agent"  # the only loop that a run which mixes trains with
-    trajectory = {"step": 1, "sample_index": 0, "rollout_n": 0, "validate": validate}
+    trajectory = {"step": 1, "sample_index": 0, "rollout_n": 0, "validate": False}
     fields = {"raw_prompt": QUESTION, "session_id": 0, "index": 0, "global_steps": 1}
     with pytest.raises(Asked) as asked:
         asyncio.run(worker._run_agent_loop({}, trajectory, agent_name=agent_name, **fields))
@@ -126,7 +126,7 @@ def test_every_session_and_prefix_asks_the_engine_with_the_templates_ids(family,
     worker, tokenizer = make_worker(folder), hf_tokenizer(str(folder))
     ids = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, tokenize=True, return_dict=False)
     assert asked_with(worker, "soup_agent") == asked_with(worker, "single_turn_agent") == ids
-    assert asyncio.run(worker.prompt_ids([QUESTION])) == [ids]
+    assert asyncio.run(worker.prompt_ids(1, [{"raw_prompt": QUESTION, "index": 0}])) == [ids]
     assert worker._prefix_sampler().eos_token_ids == stop_token_ids(str(folder), tokenizer)
 
 
@@ -134,7 +134,7 @@ def test_sessions_and_prefixes_render_with_the_arguments_of_the_template(make_wo
     folder = families.write_qwen3_like(tmp_path / "m")
     worker = make_worker(folder, enable_thinking=False)
     ids = asked_with(worker, "soup_agent")
-    assert asyncio.run(worker.prompt_ids([QUESTION])) == [ids]
+    assert asyncio.run(worker.prompt_ids(1, [{"raw_prompt": QUESTION, "index": 0}])) == [ids]
     assert hf_tokenizer(str(folder)).decode(ids).endswith("assistant\n<think>\n\n</think>\n\n")
 
 

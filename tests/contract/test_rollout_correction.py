@@ -2,8 +2,6 @@
 before verl's advantage stage: what each segment's tokens are multiplied with in the end. `run_rules.py` allows what is
 right on every segment and refuses the rest."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from tensordict import TensorDict
@@ -13,12 +11,13 @@ from verl.protocol import DataProto
 from verl.trainer.ppo.core_algos import FixedKLController
 from verl.trainer.ppo.ray_trainer import apply_kl_penalty
 from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_add_to_batch
-from verl.trainer.ppo.v1 import PPOTrainer
 
-from soup_verl import batch as batches
-from soup_verl.core_algos import PREFIX_OBJECTIVES
+from soup_verl.method.config import SoupConfig
+from soup_verl.method.core_algos import PREFIX_OBJECTIVES
+from soup_verl.method.step import trained_tokens
+from soup_verl.method.step_batch import StepBatch
+from soup_verl.stack import batch as batches
 from tests.contract.test_objectives import verl_gradient
-from tests.contract.test_trainer_contract import in_order
 
 pytestmark = pytest.mark.contract
 
@@ -38,15 +37,26 @@ def written(monkeypatch, objective):
     put = {}
     monkeypatch.setattr(batches.tq, "kv_batch_put", lambda *, keys, partition_id, fields: put.update(fields.items()))
     lengths = [torch.ones(4, dtype=torch.int64), torch.ones(3, dtype=torch.int64)]
-    data = SimpleNamespace(
+    responses = StepBatch(
+        uids=["u", "u"],
         response_mask=MASK,
         prefix_mask=PREFIX,
+        policy_version=torch.where(PREFIX.bool(), 3, -1),
+        current_version=5,
         behavior_log_probs=P_ENGINE.log(),
         old_log_probs=P_OLD.log(),
-        nested_response_mask=torch.nested.as_nested_tensor(lengths, layout=torch.jagged),
+        recomputed=True,
+        entropy=None,
+        rewards=torch.zeros(2),
+        solved=torch.zeros(2, dtype=torch.bool),
+        answers=None,
+    )
+    stored = batches.StoredBatch(
+        responses, [0, 1], torch.nested.as_nested_tensor(lengths, layout=torch.jagged), [[], []]
     )
     batch = KVBatchMeta(partition_id="train", keys=["u_0_0", "u_1_0"], tags=[{}, {}])
-    batches.write_prefix_fields(batch, data, PREFIX_OBJECTIVES[objective], untrained=None)
+    tokens, _ = trained_tokens(responses, SoupConfig(prefix_objective=objective))
+    batches.write_trained_tokens(batch, stored, tokens)
     ours = TensorDict(put, batch_size=2).to_padded_tensor()
     verls = {"old_log_probs": P_OLD.log(), "response_mask": MASK, "rollout_log_probs": P_ENGINE.log()}
     return DataProto(batch=TensorDict({**verls, **ours}, batch_size=2))
@@ -55,16 +65,6 @@ def written(monkeypatch, objective):
 def corrected(monkeypatch, objective, **settings):
     batch, _ = compute_rollout_correction_and_add_to_batch(written(monkeypatch, objective), settings)
     return batch.batch
-
-
-def test_verl_penalises_corrects_and_estimates_in_this_order_on_what_it_reads_once():
-    assert in_order(
-        PPOTrainer._compute_advantage,
-        "tq.kv_batch_get(",
-        "apply_kl_penalty(",
-        "compute_rollout_correction_and_add_to_batch(",
-        "compute_advantage_for_multi_trajectories(",
-    )
 
 
 @pytest.mark.parametrize(

@@ -1,85 +1,54 @@
 """What a series leans on in verl. A failure means that verl sets up or runs a trainer in another way: adapt it."""
 
-import inspect
-import re
 from types import SimpleNamespace
 
 import pytest
+import ray
 from verl.experimental.agent_loop import AgentLoopManager, AgentLoopWorker
 from verl.trainer import main_ppo
-from verl.trainer.ppo.v1 import PPOTrainer
-from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
-from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+from verl.workers.engine_workers import ActorRolloutRefWorker
 
-from soup_verl import run, series
-from soup_verl.actor_worker import SoupActorWorker
-from soup_verl.rollout import SoupAgentLoopManager, SoupAgentLoopWorker
+from soup_verl.launch import run, task_runner
+from soup_verl.stack.actor_worker import SoupActorWorker
+from soup_verl.stack.rollout import SoupAgentLoopManager, SoupAgentLoopWorker
+from tests.contract import verl_trainer
 
 pytestmark = pytest.mark.contract
 TASK_RUNNER = main_ppo.TaskRunnerV1.__ray_metadata__.modified_class.__ray_actor_class__
 
 
-def names_set(function):
-    """`self.NAME = ` and `self.NAME: TYPE = ` in its source."""
-    return set(re.findall(r"^ +self\.(\w+)(?:: [^=\n]+)? = ", inspect.getsource(function), re.MULTILINE))
+@pytest.mark.parametrize("reference", [False, True])
+def test_a_trainer_is_set_up_with_nothing_that_a_series_forgets(monkeypatch, reference):
+    """The dump executor is made anew, and the rest belongs to the processes or only serves to start them. The order of
+    the stages that a series repeats: test_setup_contract.py."""
+    config = verl_trainer.run_of()
+    config.actor_rollout_ref.actor.use_kl_loss = reference
+    trainer = verl_trainer.new(config)
+    before = set(vars(trainer))
+    stood_in_for = set(verl_trainer.STOOD_IN_FOR)
+    verl_trainer.set_up(monkeypatch, trainer)
+    made = set(vars(trainer)) - before - stood_in_for - {"_dump_executor", "_dump_futures"}
+    only_to_start = {"mapping", "resource_pool_to_cls", "role_worker_mapping"}
+    expected = set(task_runner._OF_THE_PROCESSES) - (set() if reference else {"ref_policy_wg"})
+    assert made - only_to_start == expected
 
 
-def test_a_trainer_is_set_up_with_nothing_that_a_series_forgets():
-    """Loaders and the dump executor are made anew; the rest belongs to the processes, or only serves to start them."""
-    only_to_start = {"resource_pool_to_cls", "actor_rollout_wg", "critic_wg"}
-    assert names_set(PPOTrainer._setup) - only_to_start <= set(series._OF_THE_PROCESSES)
-    assert set(series._OF_THE_PROCESSES) <= names_set(PPOTrainer._setup) | names_set(PPOTrainer._init_resource_pool_mgr)
-
-
-def test_the_stages_of_set_up_that_a_series_repeats():
-    source = inspect.getsource(PPOTrainer._setup)
-    places = [
-        source.index(call)
-        for call in (
-            "self._init_tokenizer()",
-            "self._init_dataloader()",
-            "self._init_dump_executor()",
-            "self.actor_rollout_wg.init_model()",
-            "self.checkpoint_manager.sleep_replicas()",
-            "self._load_checkpoint()",
-        )
-    ]
-    assert places == sorted(places)
-    assert [line.strip() for line in inspect.getsource(PPOTrainer.init).splitlines()[-2:]] == [
-        "self._setup()",
-        "self.on_init_end()",
-    ]
-
-
-def test_the_task_runner_fits_what_init_agent_loop_manager_leaves_as_its_trainer():
-    source = inspect.getsource(TASK_RUNNER.run)
-    assert source.index("self.init_agent_loop_manager()") < source.index("self.trainer.fit(self.agent_loop_manager)")
-    assert 'getattr(self.trainer, "logger", None)' in source
-
-
-def test_reset_builds_model_and_optimizer_from_what_the_engine_holds():
-    assert "self.engine.initialize()" in inspect.getsource(TrainingWorker.reset)
-    assert "self._build_model_optimizer()" in inspect.getsource(FSDPEngine.initialize)
-    assert {"module", "optimizer", "lr_scheduler"} <= names_set(FSDPEngine._build_model_optimizer)
-    assert "checkpoint_manager" in names_set(FSDPEngine.initialize)
-    assert "self.optimizer_config" in inspect.getsource(FSDPEngine._build_optimizer)
-
-
-def test_the_actors_loss_is_a_partial_of_its_configuration():
-    assert "self.loss_fn = partial(ppo_loss, config=actor_config)" in inspect.getsource(
-        ActorRolloutRefWorker.init_model
-    )
-    assert "actor_config.model_config = model_config" in inspect.getsource(ActorRolloutRefWorker.init_model)
-
-
-@pytest.mark.parametrize(
-    ("ours", "verls"), [(SoupAgentLoopManager, AgentLoopManager), (SoupAgentLoopWorker, AgentLoopWorker)]
-)
-def test_whatever_holds_settings_of_a_run_is_taken_up(ours, verls):
-    """verl's constructors keep these; `model_config` and the like must not differ within a series."""
-    assert {"config", "rollout_config"} <= names_set(verls.__init__)
-    assert {"config", "rollout_config"} <= names_set(ours.take_up)
-    assert not hasattr(verls, "take_up")
+def test_whatever_holds_settings_of_a_run_is_taken_up(monkeypatch):
+    """verl's constructors keep `config` and `rollout_config`; the rest must not differ within a series."""
+    first, second = (verl_trainer.run_of(total_training_steps=steps) for steps in (3, 4))
+    assert not hasattr(AgentLoopManager, "take_up") and not hasattr(AgentLoopWorker, "take_up")
+    manager = SoupAgentLoopManager(first, None)
+    settings = {name for name, value in vars(manager).items() if value is not None and not name.startswith("agent_")}
+    assert {"config", "rollout_config", "model_config"} <= settings
+    manager.agent_loop_workers = []
+    monkeypatch.setattr(ray, "get", list)
+    manager.take_up(second)
+    assert manager.config is second and manager.rollout_config is second.actor_rollout_ref.rollout
+    worker = verl_trainer.agent_loop_worker(monkeypatch, first, SoupAgentLoopWorker)
+    assert worker.config is first and worker.rollout_config.n == 4
+    second.actor_rollout_ref.rollout.n = 8
+    worker.take_up(second)
+    assert worker.config is second and worker.rollout_config.n == 8
 
 
 def test_no_name_of_ours_hides_one_of_verls():

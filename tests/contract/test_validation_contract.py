@@ -1,14 +1,18 @@
 """What val-soup/*/pass@k leans on in verl's validation, why it is there, and when verl validates."""
 
-import inspect
 import logging
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+from omegaconf import OmegaConf
+from tensordict import NonTensorStack, TensorDict
 from verl.trainer.ppo.metric_utils import process_validation_metrics
-from verl.trainer.ppo.v1 import PPOTrainer
+from verl.trainer.ppo.v1 import PPOTrainerSync, trainer_base
 
-from soup_verl.trainer import SoupTrainer
-from tests.contract.test_trainer_contract import in_order
+from soup_verl.stack.trainer import SoupTrainer
+from tests.contract.verl_trainer import recording, run_of
 
 pytestmark = pytest.mark.contract
 
@@ -56,30 +60,72 @@ def test_missing_responses_are_told(caplog):
     assert not caplog.records
 
 
-def test_verl_tells_rows_of_the_data_apart_and_counts_a_sessions_last_output():
-    assert in_order(
-        PPOTrainer._validate,
-        'batch_dict["uid"] = np.array(',
-        "str(uuid.uuid4()) for _ in range(len(batch_dict",
-        "rollout.val_kwargs.n",
-        "final_keys = ",
-        "kv_batch_get(keys=final_keys",
-        'sample_uids.extend(data.pop("uid")',
-        'scores = data["rm_scores"].sum(dim=1).tolist()',
-        'reward_extra_infos_dict["reward"].extend(scores)',
-        'extra_field.get("reward_extra_info", {})',
-        "return self._val_metrics_update(",
-    )
+def test_verl_tells_rows_of_the_data_apart_and_counts_a_sessions_last_output(monkeypatch):
+    """Two rows with the same text, two responses each, the first of which has two outputs."""
+    stored, given = {}, {}
+
+    def jagged(values):
+        return torch.nested.as_nested_tensor([torch.tensor([float(v)]) for v in values], layout=torch.jagged)
+
+    def generate(batch):
+        assert list(batch["uid"])[0] != list(batch["uid"])[1]
+        for uid in batch["uid"]:
+            for session, outputs in ((0, (0.0, 0.25)), (1, (1.0,))):
+                stored.update({f"{uid}_{session}_{i}": score for i, score in enumerate(outputs)})
+
+    def get(keys, partition_id, select_fields):
+        scores = [stored[key] for key in keys]
+        words = torch.nested.as_nested_tensor([torch.tensor([1])] * len(keys), layout=torch.jagged)
+        columns = {
+            "prompts": words,
+            "responses": words,
+            "uid": NonTensorStack(*(key.split("_")[0] for key in keys)),
+            "rm_scores": jagged(scores),
+            "num_turns": torch.ones(len(keys)),
+            "data_source": NonTensorStack(*["a/b"] * len(keys)),
+            "extra_fields": NonTensorStack(*({"reward_extra_info": {"acc": score}} for score in scores)),
+        }
+        chosen = {name: columns[name] for name in select_fields if name in columns}
+        return TensorDict(chosen, batch_size=len(keys))
+
+    queue = SimpleNamespace(kv_batch_put=lambda **_: None, kv_batch_get=get, kv_clear=lambda **_: None)
+    monkeypatch.setattr(trainer_base, "tq", queue)
+    trainer = recording([], run_of())
+    trainer.config.actor_rollout_ref.rollout.val_kwargs.n = 2
+    trainer.val_dataloader = [{"raw_prompt": np.array(["same"] * 2, dtype=object), "data_source": ["a/b"] * 2}]
+    trainer.agent_loop_manager = SimpleNamespace(generate_sequences=generate)
+    sample = lambda **_: (SimpleNamespace(keys=list(stored), partition_id="val"), {})  # noqa: E731
+    trainer.replay_buffer = SimpleNamespace(sample=sample)
+    trainer.reward_loop_manager = SimpleNamespace(reward_loop_worker_handles=[])
+    trainer.tokenizer = SimpleNamespace(pad_token_id=0, decode=lambda ids, **_: "text")
+    trainer._maybe_log_val_generations = lambda **_: None
+
+    def update(sources, uids, infos, turns, expected_acc_counts):
+        given.update(sources=sources, uids=uids, infos=dict(infos), expected=expected_acc_counts)
+        return {"val": 1.0}
+
+    trainer._val_metrics_update = update
+    assert trainer._validate() == {"val": 1.0}
+    assert given["sources"] == ["a/b"] * 4 and given["infos"] == {"reward": [0.25, 1.0] * 2, "acc": [0.25, 1.0] * 2}
+    first, again, second, last = given["uids"]
+    assert first == again != second == last
+    assert given["expected"] == {("a/b", first): 2, ("a/b", second): 2}
 
 
-def test_verl_validates_before_training_then_every_so_often_and_at_the_last_step():
-    assert in_order(
-        PPOTrainer.fit,
-        'self.config.trainer.get("val_before_train", True)',
-        "self._validate()",
-        "is_last_step = self.global_steps >= self.total_training_steps",
-        "if self.config.trainer.test_freq > 0 and (\n"
-        "                is_last_step or self.global_steps % self.config.trainer.test_freq == 0\n",
-        "self._validate()",
-    )
-    assert 'max_samples=self.config.data.get("val_max_samples", -1)' in inspect.getsource(PPOTrainer._init_dataloader)
+def test_a_validation_has_as_many_rows_as_it_may_and_training_too(monkeypatch):
+    asked = {}
+
+    def dataset(data_files, settings, tokenizer, processor, *, is_train, max_samples):
+        asked[is_train] = (data_files, max_samples)
+        if not is_train:
+            raise InterruptedError
+        return []
+
+    monkeypatch.setattr(trainer_base, "create_rl_dataset", dataset)
+    trainer = PPOTrainerSync.__new__(PPOTrainerSync)
+    trainer.tokenizer = trainer.processor = None
+    data = {"train_files": "t", "val_files": "v", "val_max_samples": 5, "train_max_samples": 7}
+    trainer.config = OmegaConf.create({"data": data})
+    with pytest.raises(InterruptedError):
+        trainer._init_dataloader()
+    assert asked == {True: ("t", 7), False: ("v", 5)}

@@ -1,6 +1,8 @@
 """A random model of 80 thousand parameters, a few prompts and rewards for the end-to-end runs."""
 
+import json
 import sys
+import uuid
 from pathlib import Path
 
 import pandas as pd
@@ -30,17 +32,32 @@ def even(text, gold):
     return {"score": 1.0, "acc": float(sum(map(ord, text)) % 2 == 0)}
 
 
+def mostly(text, gold):
+    """As `varied`, and right three times out of four, whatever the prompt, for one point more."""
+    right = sum(map(ord, text)) % 4 > 0
+    return {"score": varied(text, gold)["score"] + right, "acc": float(right)}
+
+
+def half(text, gold):
+    """As `mostly`, but half of the prompts are never answered right: their groups have no signal for ever."""
+    return varied(text, gold) | {"acc": 0.0} if int(gold) < 5 else mostly(text, gold)
+
+
 def huge(text, gold):
     """Finite, and past what float32 can square."""
     return {"score": 1e38 * (sum(map(ord, text)) % 3), "acc": 0.0, "pred": text}
 
 
 def raising(text, gold):
+    """Of the right answers that preflight makes up it says something, and of no response."""
+    if "boxed" in text:
+        return 1.0
     raise KeyError("no such column: gold")
 
 
 def not_a_number(text, gold):
-    return {"score": float("nan"), "acc": 0.0}
+    """As above."""
+    return {"score": 1.0 if "boxed" in text else float("nan"), "acc": float("boxed" in text)}
 '''
 
 
@@ -48,8 +65,9 @@ def make(folder: Path) -> None:
     """A model, prompts and rewards.
 
     `model/`; `train.parquet`: 24 prompts, three batches of eight; `val.parquet`: four others; two batches of four
-    whose reward is `varied`; and eight prompts each whose reward is `even`, `huge`, `raising` or `not_a_number`;
-    `rewards.py`.
+    whose reward is `varied`, `mostly` or `half`; eight prompts each whose reward is `even`, `huge`, `raising` or
+    `not_a_number`; `uuids.jsonl`: two batches of eight, whose rows have UUIDs for an index, or none, with a byte order
+    mark and Windows line ends; `rewards.py`.
     """
     sys.path.insert(0, str(QUICKSTART))
     from prepare import build_model, build_tokenizer
@@ -64,9 +82,17 @@ def make(folder: Path) -> None:
     prompts = pd.DataFrame([_prompt(i) for i in range(28)])
     prompts[:24].to_parquet(folder / "train.parquet")
     prompts[24:].to_parquet(folder / "val.parquet")
-    for reward in ("varied", "even", "huge", "raising", "not_a_number"):
+    for reward in ("varied", "mostly", "half", "even", "huge", "raising", "not_a_number"):
         prompts[:8].assign(data_source=reward).to_parquet(folder / f"{reward}.parquet")
     (folder / "rewards.py").write_text(REWARDS)
+    uuids = [_prompt(i) | {"extra_info": _uuid(i)} for i in range(16)]
+    lines = "\r\n".join(json.dumps(prompt, ensure_ascii=False) for prompt in uuids)
+    (folder / "uuids.jsonl").write_text(lines, encoding="utf-8-sig")
+
+
+def _uuid(index: int) -> dict | None:
+    """As DAPO-Math-17k's own file names its rows; and two rows as people leave them."""
+    return {3: {"index": None}, 4: None}.get(index, {"index": str(uuid.UUID(int=index)), "split": "train"})
 
 
 def _prompt(index: int) -> dict:

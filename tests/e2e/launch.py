@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from soup_verl import run_log
+from soup_verl.launch.finished import FINISHED
+from soup_verl.records import run_log
 from soup_verl.rehearsal.processes import processes_with
-from soup_verl.series import FINISHED
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 2400  # seconds a launch may take; most take 60 to 150, the long series 400, and busy machines three times that
@@ -104,7 +104,7 @@ def launch_series(assets: Path, folder: Path, runs: dict[str, tuple[str, ...]], 
     """Several runs on one set of processes. The code of each is 0 if it finished, else that of the series."""
     started = time.monotonic()
     each = [part for name, overrides in runs.items() for part in ("--run", name, *overrides)]
-    arguments = ["--out", str(folder), *each, "--", "--config-dir=examples", *settings(assets), *shared]
+    arguments = ["--out", str(folder), *each, "--", *settings(assets), *shared]
     code, output = execute([sys.executable, "-m", "recipe.soup.main_series", *arguments], folder)
     seconds = time.monotonic() - started
     return {

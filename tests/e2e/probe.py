@@ -1,17 +1,25 @@
 """The real trainer with one eye more: after every step it writes what the step trained on to a file, and at every stage
-which one it is.
+which one it is. There it waits while a test wants to do something to it.
 
 Imported in the task runner through SOUP_IMPORT; chosen by `trainer.v1.trainer_mode`.
 """
 
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 import transfer_queue as tq
 from verl.trainer.ppo.v1 import register_trainer
 
-from soup_verl.batch import items, sort_rows
-from soup_verl.cpu.training import CpuSoupTrainer, CpuSyncTrainer
+from soup_verl.stack.batch import items, sort_rows
+from soup_verl.stack.cpu.training import (
+    CpuColocateAsyncTrainer,
+    CpuSoupColocateAsyncTrainer,
+    CpuSoupTrainer,
+    CpuSyncTrainer,
+)
+from soup_verl.tasks.data.row_index import index_text
 
 FIELDS = [
     "uid",
@@ -21,6 +29,7 @@ FIELDS = [
     "response_mask",
     "prefix_mask",
     "policy_version",
+    "token_versions",
     "rollout_log_probs",
     "old_log_probs",
     "advantages",
@@ -29,14 +38,27 @@ FIELDS = [
 
 
 class Stages:
-    """Mixin: the file `stage` in the run's folder says where the run is, as `STEP STAGE`."""
+    """Mixin: the file `stage` in the run's folder says where the run is, as `STEP STAGE`.
+
+    While there is a file `hold` with `STEP STAGE`, the run stays where it enters this stage in this step or a later
+    one, and says `STEP STAGE held`: a stage of milliseconds is not missed by who looks ten times a second.
+    """
 
     def _enter(self, stage):
-        (Path(self.config.trainer.default_local_dir) / "stage").write_text(f"{self.global_steps} {stage}")
+        folder = Path(self.config.trainer.default_local_dir)
+        (folder / "stage").write_text(f"{self.global_steps} {stage}")
+        hold = folder / "hold"
+        with suppress(FileNotFoundError):
+            step, held = hold.read_text().split()
+            if held == stage and self.global_steps >= int(step):
+                (folder / "stage").write_text(f"{self.global_steps} {stage} held")
+                while hold.exists():
+                    time.sleep(0.02)
 
     def _submit_batch_to_rollout(self, batch):
+        submitted = super()._submit_batch_to_rollout(batch)
         self._enter("rollout")
-        return super()._submit_batch_to_rollout(batch)
+        return submitted
 
     def on_sample_end(self):
         self._enter("prefixes")
@@ -82,11 +104,13 @@ class Probe(Stages):
                     column[i].clone() if isinstance(column[i], torch.Tensor) else getattr(column[i], "data", column[i])
                 )
             rows.append(row)
-        rows.sort(key=lambda r: (int(r["index"]), r["session"]))
+        rows.sort(key=lambda r: (index_text(r["index"]).rjust(40), r["session"]))  # numbers by their size
         batch = super()._update_actor(batch, metrics)
         folder = Path(self.config.trainer.default_local_dir) / "steps"
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save({"rows": rows, "metrics": dict(metrics)}, folder / f"step_{self.global_steps}.pt")
+        stored_keys = len(tq.kv_list(batch.partition_id).get(batch.partition_id, {}))
+        record = {"rows": rows, "metrics": dict(metrics), "stored": stored_keys}
+        torch.save(record, folder / f"step_{self.global_steps}.pt")
         return batch
 
 
@@ -95,9 +119,13 @@ class ProbedSoupTrainer(Probe, CpuSoupTrainer):
     pass
 
 
-@register_trainer("probed_sync_cpu")
-class ProbedSyncTrainer(Probe, CpuSyncTrainer):
-    """verl's own, but for the order of its rows, which is that of their arrival, and sums depend on it."""
+@register_trainer("probed_soup_colocate_async_cpu")
+class ProbedSoupColocateAsyncTrainer(Probe, CpuSoupColocateAsyncTrainer):
+    pass
+
+
+class OrderedRows:
+    """Mixin: the order of verl's rows is that of their arrival, and sums depend on it."""
 
     def _submit_batch_to_rollout(self, batch):
         self._uids = items(batch["uid"])
@@ -106,3 +134,13 @@ class ProbedSyncTrainer(Probe, CpuSyncTrainer):
     def _balance_batch(self, batch, *args, **kwargs):
         sort_rows(batch, {uid: place for place, uid in enumerate(self._uids)})
         return super()._balance_batch(batch, *args, **kwargs)
+
+
+@register_trainer("probed_sync_cpu")
+class ProbedSyncTrainer(OrderedRows, Probe, CpuSyncTrainer):
+    """verl's own."""
+
+
+@register_trainer("probed_colocate_async_cpu")
+class ProbedColocateAsyncTrainer(OrderedRows, Probe, CpuColocateAsyncTrainer):
+    """verl's own."""

@@ -2,9 +2,11 @@
 runs."""
 
 import json
+import os
 import secrets
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from tests.e2e import examples, rehearsals
 from tests.e2e.cluster import TwoNodes
 from tests.e2e.launch import LIMIT, PREFIXES, ROOT, Run, launch, launch_series
-from tests.faults.kills import Kill, killed_run
+from tests.faults.kills import Fault, Faults, killed_run
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ _VERL_GRPO = _alone(
     "trainer.v1.trainer_mode=probed_sync_cpu",
     "algorithm.adv_estimator=grpo",
     "actor_rollout_ref.rollout.agent.agent_loop_manager_class=null",
-    "actor_rollout_ref.model.external_lib=soup_verl.rollout",  # for the seeds of `soup_agent` in verl's own worker
+    "actor_rollout_ref.model.external_lib=tests.e2e.seeded",
+    "actor_rollout_ref.rollout.agent.default_agent_loop=seeded_agent",
 )
 
 # Six steps of eight of 24 prompts: step 3 ends an epoch. The engine's log-probs differ in their last bit with the
@@ -55,20 +60,47 @@ _VERL_GRPO = _alone(
 _SIX = (
     f"{STEPS}6",
     "trainer.save_freq=3",
-    "trainer.test_freq=2",
+    "trainer.test_freq=3",
+    "soup.keep_best=-val-aux/sums/reward/mean@1",
     "soup.log_samples.every=3",
     "soup.behavior_log_probs=actor",
 )
 
 
+# It has another reward manager, which needs processes of its own; and a series ends with the first run that fails.
+_APART = ("neighbors/dapo", "neighbors/dapo_soup")
+
+
+# Learning rate 0: the historical policy is the current one, so every log-prob can be compared.
+_FROZEN = (
+    *PREFIXES,
+    f"{STEPS}3",
+    "actor_rollout_ref.actor.optim.lr=0",
+    "soup.lookahead.age=1",
+    "soup.mixed_fraction=1",
+)
+
+
 def _series(assets: Path, folder: Path) -> dict[str, Run]:
-    """Every example, and the runs with one FSDP2 rank, on one set of processes."""
-    return launch_series(assets, folder, _series_runs(assets))
+    """Every example but two, and the runs with one FSDP2 rank, on one set of processes."""
+    return launch_series(assets, folder, {name: o for name, o in _series_runs(assets).items() if name not in _APART})
+
+
+def _apart(assets: Path, folder: Path) -> dict[str, Run]:
+    """Dynamic sampling: without and with mixing, the latter resumed from its third step, and with `replay`."""
+    dapo, mixed = (_series_runs(assets)[name] for name in _APART)
+    resumed = ("trainer.resume_mode=resume_path", f"trainer.resume_from_path={folder}/{_APART[1]}/global_step_3")
+    runs = {
+        _APART[0]: dapo,
+        _APART[1]: (*mixed, "trainer.save_freq=3"),
+        "dapo_soup_resumed": (*mixed, *resumed),
+        "dapo_replay": (*mixed, "soup.source=replay", "soup.replay.choice=latest", f"{STEPS}5"),
+    }
+    return launch_series(assets, folder, runs)
 
 
 def _series_runs(assets: Path | None) -> dict[str, tuple[str, ...]]:
     small = (
-        f"data.train_files={assets}/varied.parquet",
         "data.train_batch_size=4",
         "actor_rollout_ref.actor.optim.lr=3e-5",  # without a collapse
         "actor_rollout_ref.actor.ppo_mini_batch_size=4",
@@ -76,16 +108,18 @@ def _series_runs(assets: Path | None) -> dict[str, tuple[str, ...]]:
     return {
         "six_steps": (*PREFIXES, *_SIX),
         "soup_without_mixing": _SAME,
-        # Learning rate 0: the historical policy is the current one, so every log-prob can be compared.
-        "frozen_warm": (
-            *PREFIXES,
-            f"{STEPS}3",
-            "actor_rollout_ref.actor.optim.lr=0",
-            "soup.lookahead.age=1",
-            "soup.mixed_fraction=1",
-            "trainer.logger=[console,file,tensorboard,wandb]",
-        ),
-        **{name: (*examples.overrides(name), *small, f"{STEPS}{examples.steps(name)}") for name in examples.names()},
+        "all_trained": (*_SAME, "soup.down_sampling.train_on=4"),  # of four
+        "frozen_warm": (*_FROZEN, "trainer.logger=[console,file,tensorboard,wandb]"),
+        "truncated_actor": (*_FROZEN, "actor_rollout_ref.rollout.top_p=0.8", "soup.behavior_log_probs=actor"),
+        **{
+            name: (
+                *examples.overrides(name),
+                *small,
+                f"data.train_files={assets}/{examples.data(name)}.parquet",
+                f"{STEPS}{examples.steps(name)}",
+            )
+            for name in examples.names()
+        },
         "gradient_overflow": (  # the last: it fails
             f"{STEPS}3",
             "trainer.save_freq=1",
@@ -102,14 +136,29 @@ _SNAPSHOT = (*PREFIXES, "soup.source=snapshot", "soup.snapshot.capacity=2", "tra
 
 
 def _offload(assets: Path, folder: Path) -> dict[str, Run | None]:
-    """FSDP2 with offloading and validation, and a run whose second checkpoint does not fit on its disk."""
+    """FSDP2 with offloading and validation, one that keeps its best checkpoint besides the newest, one whose second
+    checkpoint does not fit on its disk."""
     validation = (
-        "trainer.test_freq=2",
         f"data.val_files={assets}/even.parquet",
-        f"trainer.validation_data_dir={folder}/snapshot_fsdp2/validation",
         *(f"actor_rollout_ref.rollout.val_kwargs.{setting}" for setting in ("n=4", "do_sample=true", "temperature=1")),
     )
-    runs = {"snapshot_fsdp2": (*_SNAPSHOT, *validation)}
+    runs = {
+        "snapshot_fsdp2": (
+            *_SNAPSHOT,
+            *validation,
+            "trainer.test_freq=2",
+            f"trainer.validation_data_dir={folder}/snapshot_fsdp2/validation",
+        ),
+        "best_kept": (
+            *validation,
+            f"{STEPS}5",
+            "trainer.save_freq=1",
+            "trainer.test_freq=1",
+            "trainer.max_actor_ckpt_to_keep=1",
+            "soup.mixed_fraction=0",
+            "soup.keep_best=val-soup/even/pass@2",
+        ),
+    }
     offload = [f"actor_rollout_ref.actor.fsdp_config.{what}_offload=true" for what in ("param", "optimizer")]
     with small_disk(folder / "disk_full", kilobytes=2500) as mounted:
         if mounted:
@@ -134,7 +183,8 @@ def small_disk(folder: Path, *, kilobytes: int) -> Iterator[bool]:
 
 
 def _fsdp(assets: Path, folder: Path) -> dict[str, Run]:
-    """FSDP1: a run, the same resumed from its second step, and one whose reward function raises."""
+    """FSDP1, and the engine's log-probs raw: a run, the same resumed from its second step, one that truncates sampling,
+    one on a file of other people's whose epochs end early, and one whose reward function raises."""
     runs = {
         "snapshot_fsdp": _SNAPSHOT,
         "snapshot_resumed": (
@@ -142,17 +192,85 @@ def _fsdp(assets: Path, folder: Path) -> dict[str, Run]:
             "trainer.resume_mode=resume_path",
             f"trainer.resume_from_path={folder}/snapshot_fsdp/global_step_2",
         ),
+        "truncated_raw": (*_FROZEN, "actor_rollout_ref.rollout.top_p=0.8"),
+        "any_index": (
+            *PREFIXES,
+            f"{STEPS}10",
+            "trainer.total_epochs=2",
+            "trainer.save_freq=100",
+            "trainer.test_freq=100",
+            "soup.source=replay",
+            "soup.log_samples.every=1",
+            f"data.train_files={assets}/uuids.jsonl",
+        ),
         "reward_raises": (*PREFIXES, f"{STEPS}3", f"data.train_files={assets}/raising.parquet"),
     }
-    return launch_series(assets, folder, runs, "actor_rollout_ref.actor.strategy=fsdp")
+    raw = "actor_rollout_ref.rollout.logprobs_mode=raw_logprobs"
+    return launch_series(assets, folder, runs, "actor_rollout_ref.actor.strategy=fsdp", raw)
+
+
+_LORA = (
+    "actor_rollout_ref.model.lora_rank=4",
+    "actor_rollout_ref.model.lora_alpha=8",
+    "actor_rollout_ref.actor.optim.lr=1e-2",
+)
+
+
+def _lora(strategy: str) -> Launch:
+    """Adapters alone are trained and kept: a run, `lora_fsdp2` or `lora_fsdp`, and the same resumed from its second
+    step."""
+    name = f"lora_{strategy}"
+
+    def launch(assets: Path, folder: Path) -> dict[str, Run]:
+        same = (*_SNAPSHOT, "soup.behavior_log_probs=actor")
+        again = ("trainer.resume_mode=resume_path", f"trainer.resume_from_path={folder}/{name}/global_step_2")
+        runs = {name: same, f"{name}_resumed": (*same, *again)}
+        return launch_series(assets, folder, runs, *_LORA, f"actor_rollout_ref.actor.strategy={strategy}")
+
+    return Launch((name, f"{name}_resumed"), launch)
+
+
+TOOLS = ROOT / "examples" / "tools"
+
+
+def _tools(assets: Path, folder: Path) -> dict[str, Run]:
+    """verl's tool agent loop with the example's model and calculator, learning rate 0: a prefix in the first turn;
+    whole turns and parts of one; and the latter resumed from its second step."""
+    made = folder / "assets"
+    teach = [sys.executable, str(TOOLS / "teach.py"), "--out", str(made), "--sft-steps", "60"]
+    subprocess.run(teach, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    pd.read_parquet(made / "train.parquet")[:8].to_parquet(made / "eight.parquet")
+    multi_turn = "actor_rollout_ref.rollout.multi_turn"
+    shared = (
+        f"data.train_files={made}/eight.parquet",
+        f"data.val_files={made}/val.parquet",
+        f"actor_rollout_ref.model.path={made}/model",
+        f"reward.custom_reward_function.path={TOOLS.parent}/quickstart/reward.py",
+        "reward.custom_reward_function.name=compute_score",
+        "data.max_response_length=96",
+        "actor_rollout_ref.rollout.max_model_len=160",
+        "actor_rollout_ref.actor.optim.lr=0",
+        f"{multi_turn}.enable=true",
+        f"{multi_turn}.function_tool_path={TOOLS}/calculator.py",
+        f"{multi_turn}.max_assistant_turns=5",
+        f"{STEPS}3",
+    )
+    replay = ("soup.source=replay", "soup.prefix_length.low=4", "soup.prefix_length.high=30", "trainer.save_freq=2")
+    again = ("trainer.resume_mode=resume_path", f"trainer.resume_from_path={folder}/tools_replay/global_step_2")
+    runs = {
+        "tools_lookahead": ("soup.lookahead.age=1", "soup.prefix_length.low=2", "soup.prefix_length.high=6"),
+        "tools_replay": replay,
+        "tools_resumed": (*replay, *again),
+    }
+    return launch_series(assets, folder, runs, *shared)
 
 
 def _resumed(assets: Path, folder: Path) -> Run:
     """Killed before its first checkpoint and twice after it, left with a newer checkpoint that is torn, and resumed."""
     kills = (
-        Kill("FSDP worker", step=2, stage="update", delay=0.0),
-        Kill("vLLM engine", step=4, stage="update", delay=0.0),  # then nothing but a weight sync asks for it
-        Kill("driver", step=4, stage="rollout", delay=0.2),
+        Fault("FSDP worker", step=2, stage="update"),
+        Fault("vLLM engine", step=4, stage="update"),  # then nothing but a weight sync asks for it
+        Fault("driver", step=4, stage="rollout"),
     )
     killed = [killed_run(assets, folder, kill, *_SIX) for kill in kills]
     (folder / "killed.json").write_text(json.dumps(killed))
@@ -164,6 +282,55 @@ def _resumed(assets: Path, folder: Path) -> Run:
     (folder / "latest_checkpointed_iteration.txt").write_text("4")
     shutil.move(folder / "steps", folder / "steps_before_kill")
     return launch(assets, folder, *_SIX)
+
+
+def _looked_after(assets: Path, folder: Path) -> Run:
+    """As `six_steps`, through a stall and a death and without a hand: a worker is stopped before a weight sync, and one
+    killed within a checkpoint."""
+    faults = Faults(
+        [
+            Fault("FSDP worker", step=3, stage="weights", how="SIGSTOP"),
+            Fault("FSDP worker", step=6, stage="checkpoint"),
+        ]
+    )
+    after_itself = ("soup.restarts=2", "soup.stall_minutes.weight_sync=0.25")
+    return launch(assets, folder, *PREFIXES, *_SIX, *after_itself, fault=faults)
+
+
+# Few sessions at once, of long responses: decoding takes longer than what verl does for each of them, so that updates
+# find some under way. How many, and in which steps, is the machine's to say.
+_INTERRUPTED = (
+    "neighbors=partial_rollout",
+    "trainer.v1.trainer_mode=probed_soup_colocate_async_cpu",
+    "soup.prefix_length.low=null",
+    "soup.prefix_length.high=null",
+    "data.max_response_length=192",
+    "actor_rollout_ref.rollout.max_model_len=240",
+    "actor_rollout_ref.rollout.max_num_seqs=8",
+    f"{STEPS}6",
+    "trainer.save_freq=2",
+)
+
+
+def _partial_rollout(assets: Path, folder: Path) -> Run:
+    """Killed after its first checkpoint, and resumed."""
+    killed = killed_run(assets, folder, Fault("FSDP worker", step=4, stage="update"), *_INTERRUPTED)
+    (folder / "killed.json").write_text(json.dumps(killed))
+    return launch(assets, folder, *_INTERRUPTED)
+
+
+# Nothing is under way when a step begins: then verl's asynchronous trainer repeats a run bit for bit.
+_CALM = (*_SAME, "trainer.v1.colocate_async.num_warmup_batches=0")
+_VERL_ASYNC = _alone(
+    "verl_async",
+    *_CALM,
+    "trainer.v1.trainer_mode=probed_colocate_async_cpu",
+    "algorithm.adv_estimator=grpo",
+    "actor_rollout_ref.rollout.agent.agent_loop_manager_class=null",
+    "actor_rollout_ref.model.external_lib=tests.e2e.seeded",
+    "actor_rollout_ref.rollout.agent.default_agent_loop=seeded_agent",
+)
+_ASYNC_WITHOUT_MIXING = _alone("async_without_mixing", *_CALM, "trainer.v1.trainer_mode=probed_soup_colocate_async_cpu")
 
 
 _RANKS = "trainer.n_gpus_per_node=2"
@@ -248,15 +415,23 @@ def _rehearsal(name: str) -> Launch:
 
 
 LAUNCHES = (  # the longest first
-    Launch(tuple(_series_runs(None)), _series),
+    Launch(tuple(name for name in _series_runs(None) if name not in _APART), _series),
     *(_rehearsal(name) for name in rehearsals.SCRIPTS),
     _single("two_nodes", _two_nodes, long=True),
     _single("resumed", _resumed, long=True),
-    Launch(("snapshot_fsdp", "snapshot_resumed", "reward_raises"), _fsdp),
+    _single("looked_after", _looked_after, long=True),
+    _single("partial_rollout", _partial_rollout, long=True),
+    Launch(("snapshot_fsdp", "snapshot_resumed", "truncated_raw", "any_index", "reward_raises"), _fsdp),
     Launch(("two_ranks", *_scored("fsdp", "fp32"), "reward_is_nan"), _two_ranks),
     _strategy("fsdp2", "fp32"),
     _strategy("fsdp", "bf16"),
     _strategy("fsdp2", "bf16"),
-    Launch(("snapshot_fsdp2", "disk_full"), _offload),
+    Launch(("snapshot_fsdp2", "best_kept", "disk_full"), _offload),
+    _lora("fsdp2"),
+    _lora("fsdp"),
+    Launch(("tools_lookahead", "tools_replay", "tools_resumed"), _tools),
+    Launch((*_APART, "dapo_soup_resumed", "dapo_replay"), _apart),
     _VERL_GRPO,
+    _VERL_ASYNC,
+    _ASYNC_WITHOUT_MIXING,
 )

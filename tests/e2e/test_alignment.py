@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-# Learning rate 0, temperature 1.0, FSDP2; and 1e-8, temperature 0.7, FSDP on two ranks, packed with shared prompts.
-RUNS = ("frozen_warm", "two_ranks")
+# Learning rate 0, temperature 1.0, FSDP2; 1e-8, temperature 0.7, FSDP on two ranks, packed with shared prompts; and 0,
+# temperature 1.0, FSDP, top_p 0.8 with the engine's log-probs raw.
+RUNS = ("frozen_warm", "two_ranks", "truncated_raw")
 
 
 @pytest.fixture(params=[pytest.param(name, marks=pytest.mark.runs(name)) for name in RUNS])
@@ -63,3 +64,15 @@ def test_a_response_without_an_end_token_counts_to_its_last_token(rows):
     for row in cut:
         assert (row["response_mask"].bool() | row["prefix_mask"].bool()).all()  # `masked` takes prefixes out
         assert row["advantages"].isfinite().all()
+
+
+@pytest.mark.runs("truncated_actor")
+def test_with_truncated_sampling_the_actors_log_probs_are_of_the_full_softmax_and_the_engines_are_not(run):
+    finished = run("truncated_actor")
+    assert finished.code == 0, finished.output[-3000:]
+    for row in mixed(finished.rows(2) + finished.rows(3)):
+        prefix = row["prefix_mask"].bool()
+        engine, actor = row["rollout_log_probs"], row["recomputed_log_probs"]
+        torch.testing.assert_close(engine[prefix], actor[prefix], atol=1e-4, rtol=0)  # rescored by the actor
+    kept_mass = [step["soup/alignment_error_mean"] for step in finished.metrics().values()]
+    assert min(kept_mass) > 1e-2  # on continuations the engine leaves out what it never samples

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from soup_verl import checkpoint
+from soup_verl.stack import checkpoint
 from tests.e2e.launch import ROOT, command, survivors
 
 

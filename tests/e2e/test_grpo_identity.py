@@ -58,3 +58,15 @@ def test_same_parameters_and_they_moved(pair):
 def test_nothing_extra_travels_with_a_sample(pair):
     for run in pair:
         assert "prefix_mask" not in run.rows(1)[0]
+
+
+@pytest.mark.runs("all_trained")
+def test_training_on_all_of_the_responses_is_the_run_without_down_sampling(run):
+    ours, every = run("soup_without_mixing"), run("all_trained")
+    assert every.code == 0, every.output[-3000:]
+    for step in STEPS:
+        assert every.metrics()[step]["soup/dropped_responses_total"] == 0
+        for name in LOSSES:
+            assert every.record(step)["metrics"][name] == ours.record(step)["metrics"][name], (step, name)
+    one, other = ours.weights(3), every.weights(3)
+    assert all(torch.equal(one[name], other[name]) for name in one)

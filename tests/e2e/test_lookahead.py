@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from soup_verl import sample_log
+from soup_verl.records import sample_log
 
 STEPS = (4, 5, 6)
 

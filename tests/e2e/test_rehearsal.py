@@ -2,8 +2,8 @@
 
 import pytest
 
-from soup_verl import run_log
 from soup_verl.evaluation.samples import SCORED
+from soup_verl.records import run_log
 from tests.e2e.launch import survivors
 from tests.e2e.rehearsals import SCRIPTS, record
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from soup_verl import report
+from soup_verl.reporting import __main__ as report
 from tests.unit.reporting.folders import SAMPLE, results_of, write_run
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

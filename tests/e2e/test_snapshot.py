@@ -7,6 +7,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from soup_verl.stack.kept_policies import KeptPolicies
+
 RUNS = ("snapshot_fsdp2", "snapshot_fsdp")  # the first with parameter and optimizer offload
 
 
@@ -18,8 +20,12 @@ def snapshots(request, run):
 
 
 def kept(run, version, step):
-    stored = load_file(run.folder / f"global_step_{step}" / "soup" / f"policy_{version}_rank_0_of_1.safetensors")
-    return torch.cat([t.flatten() for t in stored.values()]).sort().values
+    folder, policies = run.folder / f"global_step_{step}" / "soup", KeptPolicies()
+    versions = json.loads((folder / "snapshots.json").read_text())["versions"]
+    files = {v: folder / f"policy_{v}_rank_0_of_1.safetensors" for v in versions}
+    policies.read(files.get, versions, like=load_file(files[versions[-1]]))
+    assert policies.bytes == run.metrics()[step]["soup/kept_policies_bytes"]
+    return torch.cat([t.flatten() for _, t in policies.weights(version)]).sort().values
 
 
 def actual(run, version):

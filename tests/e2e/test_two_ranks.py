@@ -1,6 +1,7 @@
 """Two FSDP ranks over gloo train, and `masked` leaves the prefix out."""
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.runs("two_ranks")
 
@@ -22,9 +23,28 @@ def test_both_ranks_write_their_shards_and_the_loss_is_finite(finished):
 
 
 def test_masked_leaves_the_prefix_out_of_the_loss(finished):
-    mixed = [row for row in finished.rows(4) if row["prefix_mask"].any()]
-    assert len(mixed) >= 12
-    for row in mixed:
+    """At so small a learning rate every ratio is 1, and the loss is -A averaged over the continuations' tokens."""
+    metrics, left_out = finished.metrics(), 0.0
+    for step in (2, 3, 4):
+        rows = finished.rows(step)
+        assert sum(bool(row["prefix_mask"].any()) for row in rows) >= 12
+        gained = float(sum((row["advantages"] * row["response_mask"]).sum() for row in rows))
+        trained = float(sum(row["response_mask"].sum() for row in rows))
+        assert metrics[step]["actor/pg_loss"] == pytest.approx(-gained / trained, abs=1e-4)
+        of_group = [(_advantage(row), float(row["prefix_mask"].sum())) for row in rows]
+        whole = gained + sum(advantage * tokens for advantage, tokens in of_group)
+        left_out = max(left_out, abs(whole / (trained + sum(tokens for _, tokens in of_group)) - gained / trained))
+    assert left_out > 1e-3  # what the prefixes would have changed
+
+
+def _advantage(row):
+    """The one that every trained token of a response has."""
+    (advantage,) = row["advantages"][row["response_mask"].bool()].unique()
+    return float(advantage)
+
+
+def test_masked_trains_the_whole_continuation_and_no_token_of_the_prefix(finished):
+    for row in finished.rows(4):
         prefix = row["prefix_mask"].bool()
-        assert not row["response_mask"][prefix].any() and not row["advantages"][prefix].any()
-        assert row["response_mask"][~prefix].all()
+        assert not row["advantages"][prefix].any()
+        assert torch.equal(row["response_mask"].bool(), ~prefix)

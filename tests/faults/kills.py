@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import psutil
+
 from tests.e2e import assets
 from tests.e2e.launch import PREFIXES, Run, launch, processes_with, survivors
 from tests.e2e.sockets import listening, reachable
@@ -37,7 +39,7 @@ TARGETS = {
 """What can be killed, and how its command line looks."""
 
 NAMED = {
-    "driver": "",  # it can say no more
+    "driver": "driver",
     "task runner": "TaskRunner",
     "FSDP worker": "WorkerDict",
     "vLLM engine": "[Ee]ngine",
@@ -55,45 +57,85 @@ END = 60.0
 
 
 @dataclass
-class Kill:
-    """A fault for `tests.e2e.launch.execute`: SIGKILL, `delay` seconds after the run enters a stage.
+class Fault:
+    """A fault for `tests.e2e.launch.execute`: a signal to a process when the run enters a stage, where it waits for it.
 
     Args:
         target: one of `TARGETS`.
-        step, stage: from this step on, the first time the run is seen in this stage; tiny runs may be too quick to be
-            seen in every stage of a given step.
-        delay: seconds.
-        at: `time.monotonic()` of the kill; None before.
-        sockets: how many the run listens on just before the kill.
+        step, stage: the first time the run enters this stage from this step on.
+        delay: seconds from when the run is let go to the signal; 0: it is let go when the signal is in.
+        how: SIGKILL, or SIGSTOP.
+        at: `time.monotonic()` of the signal; None before.
+        sockets: how many the run listens on just before.
         open_sockets: those that another machine could connect to.
     """
 
     target: str
     step: int
     stage: str
-    delay: float
+    delay: float = 0.0
+    how: str = "SIGKILL"
     at: float | None = None
     sockets: int = 0
     open_sockets: list[str] = field(default_factory=list)
 
-    def __call__(self, folder: Path, driver: int) -> bool:
-        step, _, stage = _read(folder / "stage").partition(" ")
-        if not step.isdigit() or int(step) < self.step or stage != self.stage:
+    def arm(self, folder: Path) -> None:
+        """Have the run in `folder` wait for it; before the run starts, or anew for the next fault."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "stage").unlink(missing_ok=True)
+        (folder / "hold").write_text(f"{self.step} {self.stage}")
+
+    def __call__(self, folder: Path, started: int) -> bool:
+        if not _read(folder / "stage").endswith(f"{self.stage} held"):
             return False
-        time.sleep(self.delay)
-        found = [driver] if self.target == "driver" else self._processes(folder)
-        if not found:
-            return False
-        sockets = listening(folder)
-        self.sockets = len(sockets)
-        self.open_sockets = sorted(f"{who} on {address}:{port}" for address, port, who in reachable(sockets))
-        self.at = time.monotonic()
-        os.kill(found[0], signal.SIGKILL)
+        if self.delay:
+            (folder / "hold").unlink()
+            time.sleep(self.delay)
+        found = self._processes(folder, started)
+        if found:
+            sockets = listening(folder)
+            self.sockets = len(sockets)
+            self.open_sockets = sorted(f"{who} on {address}:{port}" for address, port, who in reachable(sockets))
+            self.at = time.monotonic()
+            os.kill(found[0], signal.Signals[self.how])
+        (folder / "hold").unlink(missing_ok=True)
         return True
 
-    def _processes(self, folder: Path) -> list[int]:
+    def _processes(self, folder: Path, started: int) -> list[int]:
         running = processes_with(f"SOUP_TEST_MARK={folder}")
+        if self.target == "driver":  # started by the supervisor, whose command line it has
+            running = [child.pid for child in psutil.Process(started).children()]
         return [pid for pid in running if re.search(TARGETS[self.target], command_line(pid))]
+
+
+@dataclass
+class Faults:
+    """Several, one after the other, in a run that is started again after each.
+
+    Args:
+        plan: each counts its steps from the newest checkpoint at that time where `ahead`.
+        ahead: whether the steps of the plan are counted so.
+        last: no fault waits for a later step than this.
+        done: those whose moment has come.
+    """
+
+    plan: list[Fault]
+    ahead: bool = False
+    last: int = 10**9
+    done: list[Fault] = field(default_factory=list)
+    _armed: bool = False
+
+    def __call__(self, folder: Path, started: int) -> bool:
+        fault = self.plan[len(self.done)]
+        if not self._armed:
+            if self.ahead:
+                fault.step = min(newest_checkpoint(folder) + fault.step, self.last)
+            fault.arm(folder)
+            self._armed = True
+        if fault(folder, started):
+            self.done.append(fault)
+            self._armed = False
+        return len(self.done) == len(self.plan)
 
 
 def command_line(process: int) -> str:
@@ -108,7 +150,7 @@ def _read(file: Path) -> str:
         return ""
 
 
-def killed_run(made: Path, folder: Path, kill: Kill, *overrides: str) -> dict:
+def killed_run(made: Path, folder: Path, kill: Fault, *overrides: str) -> dict:
     """Run until the kill has ended it; says how it ended.
 
     Returns:
@@ -116,11 +158,10 @@ def killed_run(made: Path, folder: Path, kill: Kill, *overrides: str) -> dict:
         output; `named`: whether that says what died; `survivors`: command lines of processes that were left 90 seconds
         later; `steps`: the newest checkpoint.
     """
-    (folder / "stage").unlink(missing_ok=True)
+    kill.arm(folder)
     run = launch(made, folder, *overrides, fault=kill, limit=600)
     ended = time.monotonic()
     said = run.output.strip().splitlines()[-1:] or [""]
-    newest = _read(folder / "latest_checkpointed_iteration.txt")
     return {
         **{key: value for key, value in asdict(kill).items() if key != "at"},
         "code": run.code,
@@ -128,8 +169,13 @@ def killed_run(made: Path, folder: Path, kill: Kill, *overrides: str) -> dict:
         "last_line": said[0],
         "named": bool(re.search(NAMED[kill.target], said[0])),
         "survivors": survivors(folder, within=90),
-        "steps": int(newest) if newest else 0,
+        "steps": newest_checkpoint(folder),
     }
+
+
+def newest_checkpoint(folder: Path) -> int:
+    """Its step; 0 without any."""
+    return int(_read(folder / "latest_checkpointed_iteration.txt") or 0)
 
 
 def complaints(outcome: dict) -> list[str]:
@@ -156,7 +202,7 @@ def plan(seed: int) -> Iterator[tuple[str, str, float, int]]:
     draw = random.Random(seed)
     while True:
         for target in draw.sample(list(TARGETS), len(TARGETS)):
-            yield target, draw.choice(STAGES), draw.uniform(0, 0.6), draw.randint(1, 3)
+            yield target, draw.choice(STAGES), draw.choice([0, draw.uniform(0, 0.6)]), draw.randint(1, 3)
 
 
 def unfair_epochs(run: Run, steps: int) -> list[int]:
@@ -195,7 +241,7 @@ def main() -> None:
         if number < len(done):
             continue
         last = done[-1]["steps"] if done else 0
-        kill = Kill(target, min(last + ahead, steps - 1), stage, delay)
+        kill = Fault(target, min(last + ahead, steps - 1), stage, delay)
         outcome = killed_run(out / "assets", out / "run", kill, *settings)
         done.append(outcome | {"complaints": complaints(outcome)})
         file.write_text(json.dumps(done, indent=1) + "\n")

@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
 
-from soup_verl.grading.killable import shared_pool
-from soup_verl.reward import compute_score
+from soup_verl.tasks.grading.killable import shared_pool
+from soup_verl.tasks.reward import compute_score
 from tests.faults.hostile_text import SECRET, SECRET_NAME, Attack, handwritten, hostile_texts
 
 THREADS = 4

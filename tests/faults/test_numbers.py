@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from soup_verl import core_algos
-from soup_verl.core_algos import group_relative_advantage, kl_k3, past_kl_limit, token_advantages, token_ratio
-from soup_verl.metrics import StepBatch, finish_update_metrics, step_metrics, update_sums
+from soup_verl.method import core_algos
+from soup_verl.method.core_algos import group_relative_advantage, kl_k3, past_kl_limit, token_advantages, token_ratio
+from soup_verl.method.metrics import finish_update_metrics, step_metrics, update_sums
+from soup_verl.method.step_batch import StepBatch
 
 NAN, INF = math.nan, math.inf
 LIMIT = math.exp(20)
@@ -130,7 +131,8 @@ def step_batch(**changed):
         "uids": ["a", "a"],
         "response_mask": ones,
         "prefix_mask": 0 * ones,
-        "policy_version": torch.tensor([-1, -1]),
+        "policy_version": torch.full((2, 2), -1),
+        "recomputed": True,
     }
     given |= {"current_version": 3, "behavior_log_probs": -ones, "old_log_probs": -ones, "entropy": ones}
     given |= {"rewards": rows(0.0, 0.0), "solved": torch.tensor([False, False]), "answers": None}
@@ -141,8 +143,8 @@ def step_batch(**changed):
     "changed",
     [
         {"response_mask": torch.zeros(2, 2)},
-        {"prefix_mask": torch.ones(2, 2), "policy_version": torch.tensor([1, 1])},
-        {"prefix_mask": torch.tensor([[1, 1], [0, 0]]), "policy_version": torch.tensor([1, -1])},
+        {"prefix_mask": torch.ones(2, 2), "policy_version": torch.ones(2, 2)},
+        {"prefix_mask": torch.tensor([[1, 1], [0, 0]]), "policy_version": torch.tensor([[1, 1], [-1, -1]])},
         {"rewards": rows(1.0, 1.0), "solved": torch.tensor([True, True])},
         {"old_log_probs": torch.full((2, 2), -100.0)},
     ],

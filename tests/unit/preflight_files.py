@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import importlib.metadata
+import importlib.util
 import json
 import os
 import shutil
@@ -11,13 +13,19 @@ from pathlib import Path
 import hydra
 import pyarrow as pa
 import pyarrow.parquet as pq
-from omegaconf import DictConfig, OmegaConf
+import pytest
+from omegaconf import DictConfig, OmegaConf, open_dict
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from soup_verl.preflight import Hardware
+from soup_verl.launch.preflight import Hardware
 
 ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "recipe" / "soup" / "config"
+NEEDS_VLLM_FOR_CPUS = pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is not None and "cpu" not in importlib.metadata.version("vllm"),
+    reason="this environment's vLLM is for GPUs, and a rehearsal refuses it",
+)
 DATA = Path(os.environ.get("SOUP_TEST_DATA") or ROOT.parent / "shared" / "data")
 QWEN_TOKENIZER = DATA / "qwen25_tokenizer_hf"
 R1_TOKENIZER = DATA / "r1_distill_tokenizer_like"
@@ -71,7 +79,7 @@ TRAINING = [
 
 def examples() -> list[str]:
     """`ablations=age` and so on, one a shipped file."""
-    files = sorted(p for folder in ("ablations", "neighbors") for p in (ROOT / "examples" / folder).glob("*.yaml"))
+    files = sorted(p for folder in ("ablations", "neighbors") for p in (CONFIG / folder).glob("*.yaml"))
     return [f"{p.parent.name}={p.stem}" for p in files]
 
 
@@ -94,9 +102,8 @@ def printed_settings(command: list[str], **knobs: str) -> list[str]:
 
 def compose(*settings: str) -> DictConfig:
     """The configuration of a command line, by Hydra: most of a second."""
-    search = f"hydra.searchpath=[pkg://verl.trainer.config,file://{ROOT / 'examples'}]"
-    with hydra.initialize_config_dir(str(ROOT / "recipe/soup/config"), version_base=None):
-        return hydra.compose("soup_trainer", overrides=[search, *settings])
+    with hydra.initialize_config_dir(str(CONFIG), version_base=None):
+        return hydra.compose("soup_trainer", overrides=list(settings))
 
 
 @functools.cache
@@ -114,7 +121,8 @@ def configure(*settings: str, platform: str = "gpu", example: str | None = None,
     """
     config = copy.deepcopy(_composed(f"platform={platform}"))
     if example is not None:
-        config.merge_with(OmegaConf.load(ROOT / "examples" / f"{example.replace('=', '/')}.yaml"))
+        with open_dict(config):  # as in Hydra, a file may have keys of its own
+            config.merge_with(OmegaConf.load(CONFIG / f"{example.replace('=', '/')}.yaml"))
     config.merge_with_dotlist(list(settings))
     config.merge_with_dotlist([f"{key.replace('__', '.')}={value}" for key, value in more.items()])
     return config

@@ -1,18 +1,24 @@
-"""Every file of examples/ablations and examples/neighbors composes as on the command line and passes every check."""
+"""Every file of recipe/soup/config/ablations and neighbors composes as on the command line and passes every check."""
 
 import functools
+import re
 from pathlib import Path
 
 import hydra
 import pytest
 from omegaconf import OmegaConf
 
-from soup_verl.config import SoupConfig
-from soup_verl.run_rules import check_run
-from tests.unit.preflight_files import script_settings
+from recipe.soup import list as listing
+from recipe.soup.list import header, line_of
+from soup_verl.launch.run_rules import check_run
+from soup_verl.method.checks import ConfigError
+from soup_verl.method.config import SoupConfig
+from soup_verl.method.sections import PREFIX_OBJECTIVES, SOURCES
+from soup_verl.records.settings import flatten
+from tests.unit.preflight_files import ROOT, script_settings
 
 pytestmark = pytest.mark.e2e  # Hydra takes a second a file
-ROOT = Path(__file__).parents[2]
+CONFIG = Path(__file__).parents[2] / "recipe" / "soup" / "config"
 RUN = (
     "platform=gpu",
     "actor_rollout_ref.rollout.n=8",
@@ -22,7 +28,7 @@ RUN = (
 
 
 def files(group):
-    return sorted((ROOT / "examples" / group).glob("*.yaml"))
+    return sorted((CONFIG / group).glob("*.yaml"))
 
 
 ABLATIONS, NEIGHBORS = files("ablations"), files("neighbors")
@@ -31,9 +37,8 @@ NAMES = {"ids": lambda path: path.stem}
 
 @functools.cache
 def compose(*overrides):
-    search = f"hydra.searchpath=[pkg://verl.trainer.config,file://{ROOT}/examples]"
-    with hydra.initialize_config_dir(str(ROOT / "recipe/soup/config"), version_base=None):
-        config = hydra.compose("soup_trainer", overrides=[search, *RUN, *overrides])
+    with hydra.initialize_config_dir(str(CONFIG), version_base=None):
+        config = hydra.compose("soup_trainer", overrides=[*RUN, *overrides])
     return OmegaConf.to_container(config, resolve=True)
 
 
@@ -41,36 +46,10 @@ def example(path):
     return compose(f"{path.parent.name}={path.stem}")
 
 
-def flat(section, path=""):
-    """Dotted keys of nested dictionaries."""
-    found = {}
-    for key, value in section.items():
-        found |= flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
-    return found
-
-
-def differences(one, other, path=""):
+def differences(one, other):
     """Dotted keys whose values differ."""
-    found = []
-    for key in one.keys() | other.keys():
-        a, b = one.get(key), other.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, f"{path}{key}.")
-        elif a != b:
-            found.append(f"{path}{key}")
-    return found
-
-
-def header(path):
-    """The comment lines before the first key, without the package directive, as one text."""
-    lines = path.read_text().splitlines()
-    assert lines[0] == "# @package _global_"
-    comment = []
-    for line in lines[1:]:
-        if not line.startswith("#"):
-            break
-        comment.append(line.removeprefix("#").strip())
-    return " ".join(comment)
+    a, b = flatten(one), flatten(other)
+    return [key for key in a.keys() | b.keys() if a.get(key) != b.get(key)]
 
 
 @pytest.mark.parametrize("path", ABLATIONS + NEIGHBORS, **NAMES)
@@ -80,18 +59,29 @@ def test_it_composes_and_passes_every_check(path):
     assert config["actor_rollout_ref"]["rollout"]["response_length"] == 1024  # the budget it was checked against
 
 
+KNOBS = dict.fromkeys(("opo", "oapl_paired"), {"MINI_BATCH": "128"})
+"""What a file's header asks of a run script."""
+
+
 @pytest.mark.parametrize("path", ABLATIONS + NEIGHBORS, **NAMES)
 def test_a_run_script_takes_it(path):
-    config_dir, *settings = script_settings("run_qwen2.5_math_7b.sh", f"{path.parent.name}={path.stem}")
-    assert config_dir == f"--config-dir={ROOT}/examples"
+    knobs = KNOBS.get(path.stem, {})
+    settings = script_settings("run_qwen2.5_math_7b.sh", f"{path.parent.name}={path.stem}", **knobs)
     config = compose(*settings)
     check_run(SoupConfig.parse(config["soup"]), config)
-    asked = flat(OmegaConf.to_container(OmegaConf.load(path)))
-    assert {key: OmegaConf.select(OmegaConf.create(config), key) for key in asked} == asked
+    asked = flatten(OmegaConf.to_container(OmegaConf.load(path)))
+    whole = OmegaConf.create(config)
+    for key, value in asked.items():
+        if "${" in str(value):  # in terms of the run's own settings
+            asked[key] = OmegaConf.to_container(OmegaConf.merge(whole, {"asked": value}), resolve=True)["asked"]
+    assert {key: OmegaConf.select(whole, key) for key in asked} == asked
 
 
-def test_a_run_script_without_an_example_needs_no_folder_of_examples():
-    assert not [line for line in script_settings("run_qwen2.5_math_7b.sh") if line.startswith("--")]
+@pytest.mark.parametrize("name", KNOBS)
+def test_a_run_script_that_would_make_two_updates_a_step_is_refused(name):
+    config = compose(*script_settings("run_qwen2.5_math_7b.sh", f"neighbors={name}"))
+    with pytest.raises(ConfigError, match="ppo_mini_batch_size=64: expected data.train_batch_size=128 .*MINI_BATCH"):
+        check_run(SoupConfig.parse(config["soup"]), config)
 
 
 def test_another_model_or_prompt_length_has_folders_of_its_own():
@@ -157,12 +147,71 @@ FACTORS = {
     "schedule",
     "source",
 }
-METHODS = {"dapo", "decoupled_ppo_tis", "dppo_tv", "dr_grpo", "grpo", "luffy_shaped", "opo", "prefix_rl", "repo"}
+METHODS = {
+    "clip_cov",
+    "dapo",
+    "dapo_soup",
+    "decoupled_ppo_tis",
+    "dppo_kl",
+    "dppo_tv",
+    "dr_grpo",
+    "cispo",
+    "exo",
+    "exo_centred",
+    "geo_mean",
+    "exgrpo",
+    "failure_prefixes",
+    "grpo",
+    "grpo_passk",
+    "gspo",
+    "kl_cov",
+    "luffy_shaped",
+    "m2po",
+    "oapl",
+    "oapl_paired",
+    "opo",
+    "pods",
+    "prefix_rl",
+    "prefix_sampling",
+    "repo",
+    "sapo",
+    "vespo",
+}
 
 
 def test_every_factor_and_every_neighbour_has_its_file():
     assert {path.stem for path in ABLATIONS} >= FACTORS
-    assert {path.stem for path in NEIGHBORS} == METHODS
+    assert {path.stem for path in NEIGHBORS} >= METHODS
+
+
+@pytest.mark.parametrize("path", ABLATIONS + NEIGHBORS, **NAMES)
+def test_a_file_has_a_line_of_at_most_100_characters(path):
+    assert path.read_text().startswith("# @package _global_\n# ")
+    line = line_of(path)
+    assert 20 < len(line) <= 100 and line[-1] in ".?", (len(line), line)
+
+
+def test_the_list_has_every_file_with_its_line(capsys):
+    listing.main()
+    shown = capsys.readouterr().out
+    for group in ("ablations", "neighbors"):
+        (part,) = re.findall(rf"^{group}=NAME: .*\n((?:  .*\n)+)", shown, re.MULTILINE)
+        found = dict(line.split(maxsplit=1) for line in part.splitlines())
+        assert found == {path.stem: line_of(path) for path in files(group)}
+    assert max(map(len, shown.splitlines())) <= 130
+
+
+ROWS = set(re.findall(r"^\| `(\w+)`", (ROOT / "docs" / "methods.md").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("path", NEIGHBORS, **NAMES)
+def test_a_neighbour_has_a_row_in_the_table_of_methods(path):
+    assert path.stem in ROWS
+
+
+@pytest.mark.parametrize("value", [*PREFIX_OBJECTIVES, *SOURCES])
+def test_an_objective_and_a_source_have_a_row_in_the_table_of_methods(value):
+    assert value in ROWS
 
 
 @pytest.mark.parametrize("group", ["ablations", "neighbors"])
@@ -183,9 +232,25 @@ def test_an_unknown_name_is_refused_with_the_names_there_are(group):
             {
                 "soup.mixed_fraction": 0,
                 "algorithm.filter_groups.enable": True,
+                "algorithm.filter_groups.metric": "acc",
+                "reward.reward_manager.name": "dapo",
+                "reward.reward_kwargs.max_resp_len": 1024,
+                "reward.reward_kwargs.overlong_buffer_cfg.enable": True,
+                "reward.reward_kwargs.overlong_buffer_cfg.len": 205,  # a fifth
+                "reward.reward_kwargs.overlong_buffer_cfg.penalty_factor": 1.0,
                 "actor_rollout_ref.actor.clip_ratio_low": 0.2,
                 "actor_rollout_ref.actor.clip_ratio_high": 0.28,
                 "actor_rollout_ref.actor.loss_agg_mode": "token-mean",
+            },
+        ),
+        (
+            "dapo_soup",
+            {
+                "soup.mixed_fraction": 0.5,
+                "algorithm.filter_groups.enable": True,
+                "algorithm.filter_groups.metric": "acc",
+                "reward.reward_manager.name": "dapo",
+                "actor_rollout_ref.actor.clip_ratio_high": 0.28,
             },
         ),
         (
@@ -194,16 +259,106 @@ def test_an_unknown_name_is_refused_with_the_names_there_are(group):
                 "soup.mixed_fraction": 0,
                 "algorithm.norm_adv_by_std_in_grpo": False,
                 "actor_rollout_ref.actor.loss_agg_mode": "seq-mean-token-sum-norm",
+                "actor_rollout_ref.actor.loss_scale_factor": 1024,
             },
         ),
-        ("opo", {"soup.mixed_fraction": 0, "algorithm.adv_estimator": "opo"}),
+        (
+            "opo",
+            {
+                "soup.mixed_fraction": 0,
+                "algorithm.adv_estimator": "opo",
+                "actor_rollout_ref.actor.ppo_mini_batch_size": 96,
+                "data.train_batch_size": 96,
+            },
+        ),
+        ("grpo_passk", {"soup.mixed_fraction": 0, "algorithm.adv_estimator": "grpo_passk"}),
+        ("clip_cov", {"soup.mixed_fraction": 0, "actor_rollout_ref.actor.policy_loss.loss_mode": "clip_cov"}),
+        ("kl_cov", {"soup.mixed_fraction": 0, "actor_rollout_ref.actor.policy_loss.loss_mode": "kl_cov"}),
         ("prefix_rl", {"soup.prefix_objective": "masked", "soup.when": "unsolved"}),
-        ("repo", {"soup.source": "replay", "soup.baseline": "split", "soup.prefix_length.low": 1.0}),
-        ("luffy_shaped", {"soup.prefix_objective": "shaped", "soup.shaped_gamma": 0.1, "soup.prefix_length.low": 1.0}),
+        ("repo", {"soup.source": "replay", "soup.baseline": "split", "soup.position": "whole"}),
+        ("luffy_shaped", {"soup.prefix_objective": "shaped", "soup.shaped_gamma": 0.1, "soup.position": "whole"}),
+        (
+            "exgrpo",
+            {
+                "soup.position": "whole",
+                "soup.prefix_objective": "shaped_ratio",
+                "soup.shaped_gamma": 0.1,
+                "soup.when": "medium",
+                "soup.start_at_solved_rate": 0.35,
+                "soup.replay.choice": "surest_right",
+                "algorithm.norm_adv_by_std_in_grpo": False,
+            },
+        ),
+        *(
+            (name, {"soup.replay.choice": "balanced", "soup.prefix_objective": "masked", "soup.when": when})
+            for name, when in (("prefix_sampling", "always"), ("failure_prefixes", "saturated"))
+        ),
         ("decoupled_ppo_tis", {"soup.prefix_objective": "decoupled", "soup.decoupled_weight_cap": 2.0}),
-        ("dppo_tv", {"actor_rollout_ref.actor.policy_loss.loss_mode": "dppo_tv"}),
+        *(
+            (
+                f"dppo_{name}",
+                {
+                    "soup.behavior_log_probs": "rollout",  # though platform=gpu says actor
+                    "algorithm.rollout_correction.bypass_mode": True,
+                    "algorithm.norm_adv_by_std_in_grpo": False,
+                    "actor_rollout_ref.actor.policy_loss.loss_mode": f"dppo_{name}",
+                    "actor_rollout_ref.actor.clip_ratio_low": threshold,
+                    "actor_rollout_ref.actor.clip_ratio_high": threshold,
+                    "actor_rollout_ref.actor.clip_ratio_c": 10000,
+                    "actor_rollout_ref.actor.loss_agg_mode": "seq-mean-token-sum-norm",
+                    "actor_rollout_ref.actor.loss_scale_factor": 1024,
+                },
+            )
+            for name, threshold in (("tv", 0.15), ("kl", 0.05))
+        ),
+        (
+            "exo",
+            {
+                "soup.policy_loss.name": "exo",
+                "soup.policy_loss.exo_k": 5.0,
+                "actor_rollout_ref.actor.clip_ratio_high": 0.2,
+            },
+        ),
+        (
+            "pods",
+            {
+                "soup.mixed_fraction": 0,
+                "soup.down_sampling.train_on": 2,
+                "soup.down_sampling.choice": "max_variance",
+            },
+        ),
+        ("exo_centred", {"soup.policy_loss.name": "exo_centred", "soup.prefix_objective": "behavior"}),
+        *(
+            (
+                name,
+                {
+                    "soup.policy_loss.name": name,
+                    "soup.policy_loss.oapl_b1": 1.0,
+                    "soup.policy_loss.oapl_b2": 1e-3,
+                    "soup.baseline": "sampler",
+                    "soup.snapshot.every": 50,
+                    "actor_rollout_ref.actor.optim.clip_grad": 1e-3,
+                    "algorithm.rollout_correction.bypass_mode": name == "oapl",
+                },
+            )
+            for name in ("oapl", "oapl_paired")
+        ),
+        ("vespo", {"soup.policy_loss.name": "vespo", "soup.prefix_objective": "behavior"}),
+        ("m2po", {"soup.kl_control.max_second_moment": 0.04, "soup.prefix_objective": "decoupled"}),
+        *(
+            (
+                name,
+                {
+                    "actor_rollout_ref.actor.policy_loss.loss_mode": name,
+                    "actor_rollout_ref.actor.clip_ratio_low": low,
+                    "actor_rollout_ref.actor.clip_ratio_high": high,
+                },
+            )
+            for name, low, high in (("gspo", 3e-4, 4e-4), ("cispo", 10.0, 0.2), ("geo_mean", 0.4, 0.4))
+        ),
+        ("sapo", {"actor_rollout_ref.actor.tau_pos": 1.0, "actor_rollout_ref.actor.tau_neg": 1.05}),
     ],
 )
 def test_a_neighbour_sets_what_makes_it_that_method(name, facts):
-    config = OmegaConf.create(compose(f"neighbors={name}"))
+    config = OmegaConf.create(compose("data.train_batch_size=96", f"neighbors={name}"))
     assert {key: OmegaConf.select(config, key) for key in facts} == facts

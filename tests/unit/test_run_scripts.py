@@ -102,7 +102,7 @@ def test_what_is_missing_is_made_in_order_and_then_the_run_starts(tmp_path):
     assert [call[1] for call in calls] == [
         "soup_verl.prepare_data",
         "soup_verl.prepare_data",
-        "soup_verl.context_window",
+        "soup_verl.tasks.context_window",
         "recipe.soup.main_soup",
     ]
     assert calls[0][2:6] == ["--dataset", "math-500", "--out", f"{data}/benchmarks"]
@@ -116,7 +116,7 @@ def test_what_is_missing_is_made_in_order_and_then_the_run_starts(tmp_path):
 def test_data_of_ones_own_needs_no_preparation(tmp_path):
     knobs = {"MODEL_PATH": "m", "DATA": "/d/t.parquet", "BENCHMARKS": "/d/v.parquet"}
     copied, trained = called("run.sh", tmp_path=tmp_path, **knobs, DATA_DIR=str(tmp_path / "no data"))
-    assert copied[1:] == ["soup_verl.context_window", "--model", "m", "--out", str(tmp_path / "no data" / "m")]
+    assert copied[1:] == ["soup_verl.tasks.context_window", "--model", "m", "--out", str(tmp_path / "no data" / "m")]
     assert trained[:2] == ["-m", "recipe.soup.main_soup"]
     # Nothing to hold the training set against: no --benchmarks-from.
     calls = called("run.sh", tmp_path=tmp_path, **knobs | {"DATA": "gsm8k", "DATA_DIR": str(tmp_path / "d")})
@@ -129,7 +129,7 @@ def test_a_rehearsal_is_handed_the_very_command(tmp_path):
     (call,) = called("run_qwen2.5_math_7b_snapshot.sh", "x=1 2", tmp_path=tmp_path, REHEARSE="1", **knobs)
     place = call.index("--")
     assert call[place + 1 :] == script_settings("run_qwen2.5_math_7b_snapshot.sh", "x=1 2", **knobs)
-    assert call[:2] == ["-m", "soup_verl.rehearse"]
+    assert call[:2] == ["-m", "soup_verl.rehearsal"]
     assert call[2:8] == [
         "--out",
         "runs/rehearsals/qwen2.5_math_7b_soup_snapshot",

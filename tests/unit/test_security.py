@@ -23,8 +23,8 @@ EXCEPTIONS = {
     # verl writes its shards with torch.save, a DTensor's parts among them; the other file is the tests' own.
     ("tests/e2e/launch.py", "torch.load without weights_only=True"),
     # Ray pickles errors and verl its platform: these tests look whether ours survive it.
-    ("tests/unit/test_config.py", "import of pickle"),
-    ("tests/unit/cpu/test_platform.py", "import of pickle"),
+    ("tests/unit/method/test_config.py", "import of pickle"),
+    ("tests/unit/stack/cpu/test_platform.py", "import of pickle"),
 }
 
 
@@ -112,7 +112,7 @@ def test_no_script_of_ours_evaluates_its_arguments():
 
 
 def test_the_cpu_platform_starts_a_cluster_of_its_own_without_a_dashboard():
-    """Which is what makes `soup_verl.run` keep it on the loopback interface."""
+    """Which is what makes `soup_verl.launch.run` keep it on the loopback interface."""
     settings = OmegaConf.load(ROOT / "recipe" / "soup" / "config" / "platform" / "cpu.yaml").ray_kwargs.ray_init
     assert settings.address == "local" and settings.include_dashboard is False
 

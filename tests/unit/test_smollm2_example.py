@@ -211,8 +211,8 @@ def settings_of(*overrides, **environment):
 
 @pytest.mark.e2e
 def test_the_run_script_composes_and_keeps_the_rules():
-    from soup_verl.config import SoupConfig
-    from soup_verl.run_rules import check_run
+    from soup_verl.launch.run_rules import check_run
+    from soup_verl.method.config import SoupConfig
 
     _, config = settings_of("soup.lookahead.age=8", DTYPE="bf16")
     check_run(SoupConfig.parse(config["soup"]), config)

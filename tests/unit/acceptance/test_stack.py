@@ -5,8 +5,8 @@ from transformers import AutoTokenizer
 
 from recipe.soup.main_series import compose
 from soup_verl.acceptance import stack
-from soup_verl.config import SoupConfig
-from soup_verl.run_rules import check_run
+from soup_verl.launch.run_rules import check_run
+from soup_verl.method.config import SoupConfig
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])

@@ -1,30 +1,14 @@
-import math
 from statistics import mean
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.frontier import gain, interval, place_on, upper_hull
+from benchmarks.frontier import gain, place_on, upper_hull
 
 HULL = [(0.1, 0.9), (0.2, 0.8), (0.3, 0.4)]
 coordinate = st.integers(0, 40).map(lambda i: i / 40)
 clouds = st.lists(st.tuples(coordinate, coordinate), min_size=1, max_size=12)
-
-
-def test_interval_by_hand():
-    found = interval([1.0, 2.0, 3.0])  # mean 2, standard deviation 1, t with 2 degrees of freedom 4.303
-    assert found.mean == 2.0
-    assert found.half_width == pytest.approx(4.303 / math.sqrt(3))
-    assert (found.verdict, found.seeds) == ("open", 3)
-    assert interval([1.0, 1.1, 1.2]).verdict == "above"
-    assert interval([-1.0, -1.1, -1.2]).verdict == "below"
-
-
-def test_one_seed_says_nothing():
-    assert interval([5.0]).verdict == "open"
-    with pytest.raises(ValueError, match="no seed"):
-        interval([])
 
 
 def test_hull_by_hand():

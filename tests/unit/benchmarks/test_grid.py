@@ -5,7 +5,7 @@ import pytest
 from benchmarks import grid
 from benchmarks.run_inputs import nested, parse_settings
 from benchmarks.tasks import TASKS, VARIANTS, task_named
-from soup_verl.config import SoupConfig
+from soup_verl.method.config import SoupConfig
 
 
 @pytest.fixture(scope="module", params=sorted(TASKS | VARIANTS))

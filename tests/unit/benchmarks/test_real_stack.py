@@ -6,9 +6,9 @@ from omegaconf import OmegaConf
 from benchmarks import real_stack
 from benchmarks.grid import GRID, read_points
 from benchmarks.run_inputs import Assets, parse_settings
-from soup_verl.config import SoupConfig
-from soup_verl.run_rules import check_run
-from soup_verl.series import can_share
+from soup_verl.launch.run_rules import check_run
+from soup_verl.launch.series import can_share
+from soup_verl.method.config import SoupConfig
 
 
 def assets_of(folder):
@@ -40,6 +40,13 @@ def test_every_point_is_a_run_of_the_recipe_and_most_can_share_processes(tmp_pat
     age = configs["lookahead_age/64"]
     assert (age.soup.lookahead.age, age.soup.prefix_length.high, age.soup.mixed_fraction) == (64, 6, 0.5)
     assert age.actor_rollout_ref.actor.optim.lr == 2e-4
+
+
+def test_micro_batches_hold_what_is_trained_on(tmp_path):
+    settings = parse_settings({"prompts": 12, "n": 8, "mini_batches": 2, "soup": {"down_sampling": {"train_on": 2}}})
+    found = dict(line.split("=", 1) for line in real_stack.overrides(assets_of(tmp_path), settings, tmp_path))
+    assert found["actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu"] == "12"
+    assert found["actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu"] == "24"
 
 
 def test_a_folder_goes_on_only_with_the_settings_it_began_with(tmp_path):

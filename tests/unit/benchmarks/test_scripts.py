@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.analyse import BEGIN, END, replace_generated
+
 ROOT = Path(__file__).parents[3]
 PYTHON = """#!/usr/bin/env bash
 echo "$*" >>"$CALLS"
@@ -41,6 +43,16 @@ def test_a_grid_of_its_own_leaves_the_published_tables_alone(script, tmp_path):
     done, calls = script("run_simulation.sh", TASKS="order")
     assert done.returncode == 0
     assert calls[0].endswith(f"--document {tmp_path}/out/results.md --figures {tmp_path}/out/figures")
+
+
+def test_the_whole_evidence_rewrites_the_page_of_tables_and_no_other(script):
+    done, calls = script("run_all.sh", TASKS="order", REAL_SEEDS="0")
+    assert done.returncode == 0, done.stderr
+    (analyse,) = [call for call in calls if "benchmarks.analyse" in call]
+    assert analyse.endswith("--results benchmarks/raw --document docs/results_tables.md --figures docs/figures")
+    documents = {page.name: page.read_text() for page in (ROOT / "docs").glob("*.md")}
+    assert [name for name, text in documents.items() if BEGIN in text or END in text] == ["results_tables.md"]
+    assert "instead" in replace_generated(documents["results_tables.md"], "instead")
 
 
 def test_nothing_is_published_of_an_incomplete_grid(script):

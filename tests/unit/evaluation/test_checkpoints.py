@@ -8,9 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from soup_verl.evaluation import EvaluationError, checkpoints
 from soup_verl.evaluation.checkpoints import check_window, fingerprint, resolve
+from tests.unit.preflight_files import SMALL
+
+LAYER = "model.layers.0.self_attn.q_proj"
 
 
 @pytest.fixture
@@ -63,21 +69,44 @@ def test_a_checkpoint_is_merged_once_and_found_by_its_content(tmp_path, checkpoi
     assert len(list((tmp_path / "merged").iterdir())) == 2
 
 
+def test_a_link_such_as_best_is_the_checkpoint_that_it_leads_to(tmp_path, checkpoint, merger):
+    (checkpoint.parent / "best").symlink_to(checkpoint.name)
+    folder = find(checkpoint.parent / "best", tmp_path)
+    assert folder.name.startswith("run-global_step_3-") and find(checkpoint, tmp_path) == folder
+    assert len(merger.commands) == 1
+
+
 def test_a_mended_tokenizer_or_configuration_is_another_checkpoint(tmp_path, checkpoint, merger):
     folder = find(checkpoint, tmp_path)
     (checkpoint / "actor" / "huggingface" / "chat_template.jinja").write_text("{{ messages }}")
     assert find(checkpoint, tmp_path) != folder
 
 
-def test_an_adapter_is_not_evaluated_as_its_base_model(tmp_path, checkpoint, monkeypatch):
-    def run(command, **_):
-        (Path(command[command.index("--target_dir") + 1]) / "lora_adapter").mkdir()  # as verl's merger leaves it
+def test_an_adapter_is_added_to_the_weights_that_it_was_trained_on(tmp_path, checkpoint, monkeypatch):
+    """W + alpha / r * B A, rounded to bfloat16; the folder is then a model like any other."""
+    torch.manual_seed(0)
+    config = Qwen2Config(**{key: value for key, value in SMALL.items() if key != "architectures"})
+    base = Qwen2ForCausalLM(config).to(torch.bfloat16)
+    before = {name: weight.clone() for name, weight in base.state_dict().items()}
+    lora = LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj"], init_lora_weights=False)
+
+    def run(command, **_):  # as verl's merger leaves it
+        target = Path(command[command.index("--target_dir") + 1])
+        base.save_pretrained(target)
+        model = get_peft_model(base, lora)
+        model.save_pretrained(target / "lora_adapter")
+        run.adapter = {name: weight.float() for name, weight in model.state_dict().items() if "lora_" in name}
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(checkpoints.subprocess, "run", run)
-    with pytest.raises(EvaluationError, match=r"--model=.*trained with LoRA.*merge_and_unload"):
-        find(checkpoint, tmp_path)
-    assert list((tmp_path / "merged").iterdir()) == []
+    folder = find(checkpoint, tmp_path)
+    assert not (folder / "lora_adapter").exists()
+    found = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).state_dict()
+    a, b = (run.adapter[f"base_model.model.{LAYER}.lora_{side}.default.weight"] for side in "AB")
+    expected = before[f"{LAYER}.weight"].float() + 3 * b @ a
+    torch.testing.assert_close(found[f"{LAYER}.weight"].float(), expected, atol=2e-3, rtol=1e-2)
+    assert (expected - before[f"{LAYER}.weight"].float()).abs().max() > 0.1
+    assert all(torch.equal(found[name], before[name]) for name in before if "q_proj.weight" not in name)
 
 
 def test_a_failed_merge_leaves_nothing_that_could_be_taken_for_a_model(tmp_path, checkpoint, merger):

@@ -13,7 +13,7 @@ PROBLEM = Problem("a.parquet", 3, [], "sums", "1/2", {"tolerance": None})
 
 
 def test_the_default_is_ours():
-    reward, identity = load_reward(DEFAULT)
+    reward, identity = load_reward(DEFAULT, {})
     assert identity.startswith(f"{DEFAULT}:")
     found = score(reward, PROBLEM, r"so \boxed{\frac{1}{2}}")
     assert (found["score"], found["acc"], found["correct"], found["pred"]) == (1.0, 1.0, True, "1/2")
@@ -29,29 +29,29 @@ def test_a_module_is_known_by_its_content_and_that_of_the_folders_it_takes_from(
     (grading / "one.py").write_text("def f(**given): return 1.0")
     (grading / "run_as_a_script.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
-    found = [load_reward("pkg://graders.entry:f")[1]]
+    found = [load_reward("pkg://graders.entry:f", {})[1]]
     for changed in ("entry.py", "parts/run_as_a_script.py", "unrelated.py"):
         with (tmp_path / "graders" / changed).open("a") as file:
             file.write("\n")
-        found.append(load_reward("pkg://graders.entry:f")[1])
+        found.append(load_reward("pkg://graders.entry:f", {})[1])
     assert len(set(found)) == 3 and found[2] == found[3]
 
 
 def test_a_file_is_known_by_its_content(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("def f(data_source, solution_str, ground_truth, extra_info): return len(solution_str)")
-    reward, identity = load_reward(f"{file}:f")
+    reward, identity = load_reward(f"{file}:f", {})
     assert score(reward, PROBLEM, "abc") == {"acc": 3.0, "score": 3.0, "correct": True}
     file.write_text(file.read_text() + " + 1")
-    assert load_reward(f"{file}:f")[1] != identity
+    assert load_reward(f"{file}:f", {})[1] != identity
 
 
 def test_the_function_is_compute_score_where_none_is_named_as_in_verl(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("def compute_score(**given): return 0.25")
-    reward, identity = load_reward(str(file))
-    assert score(reward, PROBLEM, "")["score"] == 0.25 and identity == load_reward(f"{file}:compute_score")[1]
-    assert load_reward("pkg://soup_verl.reward") == load_reward(DEFAULT)
+    reward, identity = load_reward(str(file), {})
+    assert score(reward, PROBLEM, "")["score"] == 0.25 and identity == load_reward(f"{file}:compute_score", {})[1]
+    assert load_reward("pkg://soup_verl.reward", {})[1] == load_reward(DEFAULT, {})[1]
 
 
 @pytest.mark.parametrize(
@@ -110,4 +110,25 @@ def test_no_function_no_evaluation(tmp_path, monkeypatch, text, spec, reason):
     (tmp_path / "mine.py").write_text(text)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(EvaluationError, match=reason):
-        load_reward(spec)
+        load_reward(spec, {})
+
+
+def test_keywords_reach_the_function(tmp_path):
+    reward, _ = load_reward(DEFAULT, {"boxes": "row"})
+    row = Problem("a.parquet", 3, [], "sums", "1, 2", {})
+    assert score(reward, row, r"\boxed{1}, \boxed{2}")["correct"]
+    assert not score(load_reward(DEFAULT, {})[0], row, r"\boxed{1}, \boxed{2}")["correct"]
+    (tmp_path / "mine.py").write_text("def f(bonus, **given): return bonus")
+    assert score(load_reward(f"{tmp_path}/mine.py:f", {"bonus": 2.5})[0], PROBLEM, "")["score"] == 2.5
+
+
+@pytest.mark.parametrize(
+    ("keywords", "told"),
+    [
+        ({"box": "row"}, "--reward-kwargs: reward_kwargs.box='row': expected no such key, but one of "),
+        ({"thoughts": "keep"}, "--reward-kwargs: reward_kwargs.thoughts='keep': expected 'ignore' or 'count'"),
+    ],
+)
+def test_a_keyword_that_our_reward_does_not_have_is_refused(keywords, told):
+    with pytest.raises(EvaluationError, match=told):
+        load_reward(DEFAULT, keywords)

@@ -4,10 +4,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from soup_verl import preflight, rehearsal
-from soup_verl.data.datasets import DATASETS
+from soup_verl import rehearsal
+from soup_verl.launch import preflight
 from soup_verl.rehearsal.data import Places, Preparation, few_rows, longest_prompt, make
 from soup_verl.rehearsal.processes import StageFailed
+from soup_verl.tasks.data.datasets import DATASETS
 from tests.unit.preflight_files import SMALL, byte_tokenizer, configure, row, write_model, write_rows
 
 
@@ -45,7 +46,7 @@ def test_our_training_rows_hold_no_benchmark_question(places):
 
 
 def test_our_answers_are_of_a_form_that_the_recipes_reward_can_judge():
-    from soup_verl.reward import compute_score
+    from soup_verl.tasks.reward import compute_score
 
     for file in Path(rehearsal.__file__).parent.glob("*.jsonl"):
         for line in file.read_text().splitlines():

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from soup_verl import preflight
+from soup_verl.launch import preflight
 from soup_verl.rehearsal import overrides
 from tests.unit.preflight_files import TRAINING, configure
 
@@ -59,6 +59,14 @@ def test_responses_are_few_but_enough_for_a_mixed_one(fraction, n):
     assert overrides.responses(run) == n
 
 
+@pytest.mark.parametrize(("n", "train_on", "rehearsed"), [(16, 12, 3), (16, 4, 2), (8, 8, 4)])
+def test_the_share_that_is_trained_on_stays_but_for_two_at_least(n, train_on, rehearsed):
+    """Of four responses."""
+    found = sizes(f"actor_rollout_ref.rollout.n={n}", f"soup.down_sampling.train_on={train_on}")
+    assert found["soup.down_sampling.train_on"] == rehearsed
+    assert "soup.down_sampling.train_on" not in sizes()
+
+
 def test_prefix_lengths_shrink_with_the_response():
     found = sizes("soup.prefix_length.low=64", "soup.prefix_length.high=256")
     assert found["soup.prefix_length.low"] == found["soup.prefix_length.high"] == 11
@@ -100,6 +108,15 @@ def test_what_a_random_model_would_wait_for_is_off():
     saturated = ("soup.source=replay", "soup.when=saturated")
     assert overrides.not_exercised(settings(*saturated)) == {"soup.when": "always"}
     assert overrides.not_exercised(settings("soup.when=saturated")) == {}  # a prompt's first visit is mixed
+    exgrpo = settings(
+        "soup.source=replay", "soup.when=medium", "soup.start_at_solved_rate=0.35", "soup.replay.choice=surest_right"
+    )
+    assert overrides.not_exercised(exgrpo) == {
+        "soup.when": "always",
+        "soup.replay.choice": "latest",
+        "soup.start_at_solved_rate": None,
+    }
+    assert overrides.not_exercised(settings("soup.source=replay", "soup.replay.choice=latest_wrong")) == {}
 
 
 def test_what_a_cpu_can_do_stays_as_on_the_gpu():

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from soup_verl.rehearsal.processes import Processes, StageFailed, last_words, wait_until
+from tests.unit.preflight_files import NEEDS_VLLM_FOR_CPUS
 
 CHILD = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
 
@@ -88,7 +89,7 @@ def test_the_last_error_speaks_for_a_log(tmp_path):
 
 HANGING = """
 import sys, time
-from soup_verl import rehearse
+from soup_verl.rehearsal import __main__ as rehearse
 from soup_verl.rehearsal import stages
 
 def hang(self, stage):
@@ -100,6 +101,7 @@ sys.exit(rehearse.main(["--out", sys.argv[1], "--model", "m", "--data-dir", "d",
 """
 
 
+@NEEDS_VLLM_FOR_CPUS
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_rehearsal_leaves_no_process(tmp_path, number):
     """The whole command, of which the first stage hangs with a process under way."""

@@ -8,12 +8,12 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 
-from soup_verl import rehearse
+from soup_verl.rehearsal import __main__ as rehearse
 from soup_verl.rehearsal.data import Preparation
 from soup_verl.rehearsal.processes import StageFailed
 from soup_verl.rehearsal.record import Record, show
 from soup_verl.rehearsal.run_stages import surviving_steps, trained_steps
-from tests.unit.preflight_files import SMALL, write_model
+from tests.unit.preflight_files import NEEDS_VLLM_FOR_CPUS, SMALL, write_model
 
 
 @pytest.fixture
@@ -36,6 +36,7 @@ def test_a_command_line_with_and_without_preparations():
     assert rehearse.parse_args([*head, "--"])[1:] == ([], [])
 
 
+@NEEDS_VLLM_FOR_CPUS
 def test_a_typo_in_any_key_is_red(folder, capsys):
     assert rehearse.main(command(folder, "actor_rollout_ref.rollout.temprature=1.0")) == 1
     said = capsys.readouterr()
@@ -45,11 +46,13 @@ def test_a_typo_in_any_key_is_red(folder, capsys):
     assert [s["verdict"] for s in stages] == ["FAILED"] + ["not reached"] * 10
 
 
+@NEEDS_VLLM_FOR_CPUS
 def test_a_model_that_nobody_has_is_one_line(folder, capsys, tmp_path):
     assert rehearse.main(command(folder, model=tmp_path / "none")) == 1
     assert "rehearse: model failed: --model=" in capsys.readouterr().err
 
 
+@NEEDS_VLLM_FOR_CPUS
 def test_a_tokenizer_without_a_chat_template_is_refused_before_anything_is_made(folder, capsys, tmp_path):
     from tests.unit.preflight_files import byte_tokenizer
 
@@ -60,6 +63,7 @@ def test_a_tokenizer_without_a_chat_template_is_refused_before_anything_is_made(
     assert "chat template" in said and not (folder / "model").exists()
 
 
+@NEEDS_VLLM_FOR_CPUS
 def test_an_unknown_extent_and_a_folder_of_another_kind_are_refused(folder, capsys):
     assert rehearse.main(command(folder, extent="all")) == 2
     assert capsys.readouterr().err == "rehearse: REHEARSE=all: expected 1 or steps\n"
@@ -85,6 +89,7 @@ def test_the_environment_for_gpus_is_refused(folder, capsys, monkeypatch, instal
     assert not folder.exists()
 
 
+@NEEDS_VLLM_FOR_CPUS
 def test_an_earlier_rehearsal_is_replaced_and_one_under_way_is_not(folder, capsys):
     folder.mkdir()
     (folder / "rehearsal.json").write_text("{}")

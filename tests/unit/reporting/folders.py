@@ -4,7 +4,7 @@ import json
 
 import yaml
 
-from soup_verl import run_log, sample_log
+from soup_verl.records import run_log, sample_log
 
 BASE = {"data": {"seed": 1, "files": "a.parquet"}, "soup": {"mixed_fraction": 0.5, "seed": 0}, "trainer": {}}
 

@@ -1,6 +1,6 @@
 import pytest
 
-from soup_verl.preflight.provenance import write_run as write_config
+from soup_verl.launch.preflight.provenance import write_run as write_config
 from soup_verl.reporting import compare
 from soup_verl.reporting.runs import Run, read_runs
 from tests.unit.preflight_files import compose

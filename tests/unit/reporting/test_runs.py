@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from soup_verl.reporting import runs
-from soup_verl.reporting.runs import Interval, ReportError, read_runs
+from soup_verl.reporting.runs import Interval, ReportError, find_results, read_runs
 from tests.unit.reporting.folders import SAMPLE, results_of, write_run
 
 
@@ -151,3 +151,12 @@ def test_results_of_another_shape_are_refused(tmp_path, results):
 def test_a_folder_without_results_is_refused(tmp_path):
     with pytest.raises(ReportError, match=f"{tmp_path}: expected the folder of an evaluation"):
         runs.read_evaluation(tmp_path)
+
+
+def test_an_evaluation_that_a_link_leads_to_as_well_is_found_once(tmp_path):
+    folder = write_run(tmp_path / "run")
+    (folder / "global_step_2" / "evaluation").mkdir(parents=True)
+    (folder / "best").symlink_to("global_step_2")
+    path = folder / "global_step_2" / "evaluation" / "results.json"
+    path.write_text(json.dumps(results_of({})))
+    assert find_results(folder) == [path]

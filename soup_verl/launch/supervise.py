@@ -1,0 +1,188 @@
+"""A run in a process of its own, and another that looks after it: ends it when it does not move on, and starts it again
+when it died or stalled.
+
+    main_soup = supervisor ── fork ──► driver ──► Ray, and in it the task runner, which says where it is (stalls.py)
+        ▲  StallWatch                                                                              │
+        └────────────────────────────── progress.json ◄────────────────────────────────────────────┘
+
+The supervisor computes nothing and starts nothing else, so that it can fork again and again. When it dies, so does the
+driver, and with it what the driver started.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from omegaconf import DictConfig, OmegaConf
+
+from soup_verl.launch import run, stacks, stalls
+from soup_verl.launch.preflight.provenance import RUN_FILE
+from soup_verl.launch.stalls import Place, Progress, StallWatch
+from soup_verl.method.config import SoupConfig
+from soup_verl.records.files import write_json
+
+PERIOD = 0.5
+"""Seconds between two looks."""
+FIRST_PAUSE, LONGEST_PAUSE = 10.0, 600.0
+"""Seconds before a restart: they double from one to the next, unless the run has made a checkpoint since."""
+REPORTED = 4
+"""The driver's own exit code for an error that it has reported and that a restart would only repeat."""
+NEWEST = "latest_checkpointed_iteration.txt"
+"""verl's file in the run's folder."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How an attempt ended: `lost` is what to say of a death or a stall, None if it was neither."""
+
+    code: int
+    lost: str | None = None
+
+
+def run_supervised(config: DictConfig) -> None:
+    """`run.run` in a process of its own, again after a death or a stall as often as `soup.restarts` allows."""
+    supervisor = Supervisor(config)
+    code = supervisor.run()
+    if code:
+        sys.exit(code)
+
+
+class Supervisor:
+    def __init__(self, config: DictConfig):
+        self._config, self._folder = config, Path(config.trainer.default_local_dir).absolute()
+        self._driver: int | None = None
+        self._stopped_by: int | None = None  # a signal of the user's, or of a queue's
+        self._watch = StallWatch(self._folder)
+        self._began = time.time()
+        self._pause_next, self._newest = FIRST_PAUSE, self._newest_step()
+
+    @cached_property
+    def _soup(self) -> SoupConfig:
+        plain: Any = OmegaConf.to_container(self._config.soup, resolve=True)
+        return SoupConfig.parse(plain)
+
+    def run(self) -> int:
+        """The exit code."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._pass_on)
+        restarts = 0
+        while self._stopped_by is None:
+            ended = self._attempt(again=restarts > 0)
+            # Before its first step a run would fail again: what it needs is not there.
+            if ended.lost is None or not self._watch.stepped or restarts == self._soup.restarts:
+                return ended.code
+            if self._stopped_by is None:
+                restarts += 1
+                self._pause(restarts, ended.lost)
+        return 128 + self._stopped_by
+
+    def _pass_on(self, number: int, frame: Any) -> None:
+        self._stopped_by = number
+        if self._driver is not None:
+            os.kill(self._driver, number)
+
+    def _attempt(self, *, again: bool) -> Ended:
+        with suppress(OSError):
+            (self._folder / stalls.FILE).unlink()
+        mark, answers = uuid4().hex, Path(tempfile.mkstemp(prefix="soup-stacks-")[1])
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._driver = os.fork()
+        if self._driver == 0:
+            self._be_the_driver(mark, answers, again)
+        try:
+            ended = self._wait(self._driver, mark, answers)
+        finally:
+            answers.unlink()
+        if ended.code:
+            stacks.end_all(mark)
+        return ended
+
+    def _be_the_driver(self, mark: str, answers: Path, again: bool) -> None:
+        """In the forked process; does not return."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.setpgid(0, 0)  # a terminal's Ctrl-C reaches the supervisor, which passes it on
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        stacks.listen(mark, answers)
+        try:
+            run.use_platform(self._config)
+            if again:
+                self._resume()
+            else:
+                run.prepare(self._config)
+            if not self._config.soup.preflight_only:
+                Progress(self._folder).enter(Place())
+                run.train(self._config)
+        except SystemExit as ended:
+            sys.exit(ended.code if ended.code in (None, 0, run.DIED) else REPORTED)
+        sys.exit(0)
+
+    def _resume(self) -> None:
+        """From the run's own newest checkpoint, whatever it began from; without one it begins as before."""
+        newest = self._folder / NEWEST
+        if newest.exists() and newest.stat().st_mtime > self._began:
+            self._config.trainer.resume_mode = "auto"
+
+    def _wait(self, driver: int, mark: str, answers: Path) -> Ended:
+        while True:
+            ended, status = os.waitpid(driver, os.WNOHANG)
+            if ended:
+                return self._ended(driver, os.waitstatus_to_exitcode(status))
+            stall = self._watch.stalled(lambda: self._soup.stall_minutes)
+            if stall and self._stopped_by is None:
+                return self._end_stalled(stall, driver, mark, answers)
+            time.sleep(PERIOD)
+
+    def _ended(self, driver: int, code: int) -> Ended:
+        if code in (0, REPORTED):
+            return Ended(min(code, 1))
+        if code == run.DIED:  # it has said so itself
+            kind, _, said = (self._folder / run.ERROR_FILE).read_text().strip().splitlines()[-1].partition(": ")
+            return Ended(1, f"{kind.rpartition('.')[2]}: {said}")
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code} and without a word"
+        return self._lost(f"RunDied: the driver (process {driver}) ended {how}")
+
+    def _end_stalled(self, stall: str, driver: int, mark: str, answers: Path) -> Ended:
+        processes = [driver, *sorted(set(stacks.processes_with(f"{stacks.RUN}={mark}")) - {driver})]
+        file = self._folder / f"stacks.{len(list(self._folder.glob('stacks.*.txt'))) + 1}.txt"
+        stacks.write_stacks(processes, answers, file)
+        os.kill(driver, signal.SIGKILL)
+        os.waitpid(driver, 0)
+        return self._lost(f"RunStalled: {stall}; the stacks of its {len(processes)} processes here: {file}")
+
+    def _lost(self, line: str) -> Ended:
+        if self._stopped_by is None:
+            sys.stderr.write(f"error: {line}\n")
+        return Ended(1, line)
+
+    def _newest_step(self) -> int:
+        newest = self._folder / NEWEST
+        return int(newest.read_text()) if newest.exists() else 0
+
+    def _pause(self, number: int, lost: str) -> None:
+        step = self._newest_step()
+        pause = FIRST_PAUSE if step > self._newest else self._pause_next
+        self._newest, self._pause_next = step, min(2 * pause, LONGEST_PAUSE)
+        sys.stderr.write(f"soup: restart {number} of {self._soup.restarts} in {pause:.0f} s from step {step}\n")
+        sys.stderr.flush()
+        file = self._folder / RUN_FILE
+        said = json.loads(file.read_text())
+        at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        said.setdefault("restarts", []).append({"at": at, "after": lost, "newest_checkpoint": step})
+        write_json(file, said)
+        deadline = time.monotonic() + pause
+        while self._stopped_by is None and time.monotonic() < deadline:
+            time.sleep(PERIOD)

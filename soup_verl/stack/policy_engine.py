@@ -1,0 +1,321 @@
+"""What a prefix source may ask of a run, on top of verl's workers: `history.base.PolicyEngine`.
+
+plan, token_keys       -> the data loader, read ahead (prompt_stream.py)
+sample_*               -> SoupAgentLoopManager (rollout.py)
+keep, hold, save, load -> the actor worker (keeping_worker.py) and verl's checkpoint manager
+unlearned              -> SoupActorWorker, through TransferQueue
+rescored               -> the actor's forward pass, through TransferQueue
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+import transfer_queue as tq
+from transfer_queue import KVBatchMeta
+from verl.utils.tensordict_utils import list_of_dict_to_tensordict
+from verl.workers.utils.padding import response_from_nested
+
+from soup_verl.method.history import GroupPrefixes, PendingPrefixes, Prefix, PromptPlan
+from soup_verl.method.mixing import MixingPlanner, SolvedRates
+from soup_verl.method.sections import ForgetConfig
+from soup_verl.stack.actor_worker import FORGET
+from soup_verl.stack.prompt_stream import ReadAheadLoader
+from soup_verl.stack.rollout import token_key
+
+CURRENT = "soup_current"
+"""Name under which the actor keeps its own weights while it unlearns."""
+SCORES = "soup_scores"
+"""TransferQueue partition of the prefixes that the actor is to score, and of the responses that it is to unlearn."""
+
+
+def prompt_key(raw_prompt: Any) -> str:
+    """A fingerprint of a prompt's chat messages, images by their pixels: the same in every process and run. Plans,
+    gates and groups of prefixes know a prompt by it; stored responses, whose tokens must fit, by `rollout.token_key`.
+    """
+    messages = [dict(m) for m in raw_prompt]
+    return hashlib.sha256(json.dumps(messages, sort_keys=True, default=_content).encode()).hexdigest()[:16]
+
+
+def _content(value: Any) -> list[str]:
+    """What tells an image, an array or bytes from another; its text may be an address in memory."""
+    content = value if isinstance(value, bytes) else value.tobytes()  # of PIL and numpy alike
+    form = (getattr(value, name, None) for name in ("mode", "size", "dtype", "shape"))
+    return [*map(str, form), hashlib.sha256(content).hexdigest()]
+
+
+@dataclass(frozen=True)
+class Rescoring:
+    """How the actor scores prefixes.
+
+    Args:
+        temperature: the sampling temperature.
+        rows_a_rank: verl's micro-batch size, whose multiple each rank must get.
+    """
+
+    temperature: float
+    rows_a_rank: int
+
+
+@dataclass(frozen=True)
+class Unlearning:
+    """What `forget` needs to know of the run.
+
+    Args:
+        response_length: budget of a response in tokens.
+        temperature: the sampling temperature.
+        rows_a_rank: verl's micro-batch size of an update, whose multiple each rank must get.
+    """
+
+    response_length: int
+    temperature: float
+    rows_a_rank: int
+
+
+@dataclass
+class TrainerPolicyEngine:
+    """`PolicyEngine` of a trainer, which hands over the last three as verl makes them, before anybody asks for them.
+
+    Args:
+        loader: verl's data loader, read ahead.
+        fetches: batches of the loader that make up one of a step (`data.gen_batch_size` may be smaller).
+        planner: plans each step's prefixes.
+        solved: decides which prompts may be mixed.
+        rescoring: how the actor scores prefixes; None leaves the rollout engine's log-probs.
+        unlearning: how the actor trains on the responses that `forget` unlearns; None with other sources.
+        fetched_step: the last step whose prompts were taken from the loader.
+        workers: verl's actor workers.
+        checkpoint_manager: verl's, which gives the rollout engine its weights.
+        manager: samples, in the rollout engine's workers.
+        loads: how often the rollout engine took weights for a source.
+    """
+
+    loader: ReadAheadLoader
+    fetches: int
+    planner: MixingPlanner
+    solved: SolvedRates
+    rescoring: Rescoring | None = None
+    unlearning: Unlearning | None = None
+    fetched_step: int = 0
+    workers: Any = None
+    checkpoint_manager: Any = None
+    manager: Any = None
+    loads: int = 0
+
+    # ---- prompts and their plan ----
+
+    def wants_prefixes(self, step: int) -> bool:
+        return self.planner.mixes(step)
+
+    def plan(self, step: int) -> list[PromptPlan]:
+        keys = [prompt_key(raw) for raw in self._upcoming(step, "raw_prompt")]
+        batch, first = self._place(step)
+        plan = self.planner.plan_step(step=step, num_prompts=len(keys), batch=batch, first=first)
+        return [
+            PromptPlan(key, requests if self.solved.admits(key) else ())
+            for key, requests in zip(keys, plan, strict=True)
+        ]
+
+    def token_keys(self, step: int) -> list[str]:
+        prompt_ids = self._prompt_ids(step)
+        indices = self._upcoming(step, "index")
+        return [token_key(index, ids) for index, ids in zip(indices, prompt_ids, strict=True)]
+
+    def _place(self, step: int) -> tuple[int, int]:
+        """The batch by which plan and seeds know the prompts of a step to come, and the first one's place in it."""
+        return step, 0
+
+    def _request(self, step: int, plan: list[PromptPlan], **kwargs: Any) -> PendingPrefixes:
+        batch, first = self._place(step)
+        return self.manager.request_prefixes(batch, self._rows(step), plan, first=first, **kwargs)
+
+    def _upcoming(self, step: int, column: str) -> list[Any]:
+        """A column of the batch of a step to come, in batch order."""
+        return [row[column] for row in self._rows(step)]
+
+    def _rows(self, step: int) -> list[dict[str, Any]]:
+        """The prompts of a step to come, each with every column, in batch order."""
+        batches = self._batches(step)
+        return [dict(zip(batch, row, strict=True)) for batch in batches for row in zip(*batch.values(), strict=True)]
+
+    def _batches(self, step: int) -> list[dict[str, Any]]:
+        """The loader's batches that make up one of a step to come."""
+        ahead = step - self.fetched_step - 1
+        return self.loader.peek(ahead * self.fetches, (ahead + 1) * self.fetches)
+
+    def _prompt_ids(self, step: int) -> list[list[int]]:
+        return self.manager.prompt_ids(step, self._rows(step))
+
+    # ---- sampling ----
+
+    def sample_heads(self, step: int) -> PendingPrefixes:
+        return self._request(step, self.plan(step), only_heads=True)
+
+    def sample_rest(self, step: int) -> PendingPrefixes:
+        assert self.unlearning is not None
+        rest = partial(self.planner.rest, response_length=self.unlearning.response_length)
+        plan = [replace(p, requests=rest(p.requests)) for p in self.plan(step)]
+        return self._request(step, plan, only_heads=True)
+
+    def sample_prefixes(
+        self, step: int, *, ages: Collection[int] | None = None, heads: list[GroupPrefixes] | None = None
+    ) -> PendingPrefixes:
+        plan = self.plan(step)
+        if ages is not None:
+            plan = [replace(p, requests=tuple(r for r in p.requests if r.age in ages)) for p in plan]
+        return self._request(step, plan, heads=heads)
+
+    def rescored(self, step: int, groups: list[GroupPrefixes]) -> list[GroupPrefixes]:
+        places = [(i, s) for i, group in enumerate(groups) for s, p in group.by_session.items() if p.historical]
+        if self.rescoring is None or not places:
+            return groups
+        prompt_ids = self._prompt_ids(step)
+        rows = [(prompt_ids[i], groups[i].by_session[s]) for i, s in places]
+        scores = log_probs_of_actor(
+            self.workers,
+            [(prompt, prefix.token_ids) for prompt, prefix in rows],
+            temperature=self.rescoring.temperature,
+            rows_a_rank=self.rescoring.rows_a_rank,
+        )
+        rescored = [GroupPrefixes(group.prompt_key, dict(group.by_session)) for group in groups]
+        for (i, session), (_, prefix), score in zip(places, rows, scores, strict=True):
+            rescored[i].by_session[session] = _with_scores(prefix, score)
+        return rescored
+
+    # ---- weights ----
+
+    def keep_policy(self, version: int) -> None:
+        self.workers.keep_policy(version)
+
+    def drop_policy(self, version: int) -> None:
+        self.workers.drop_policy(version)
+
+    def kept_bytes(self) -> int:
+        return sum(self.workers.kept_bytes())
+
+    @contextmanager
+    def actor_holding(self, version: int) -> Iterator[None]:
+        self.workers.hold_policy(version)
+        yield
+        self.workers.hold_policy(None)
+
+    @contextmanager
+    def actor_unlearned(self, step: int, groups: list[GroupPrefixes], settings: ForgetConfig) -> Iterator[list[float]]:
+        assert self.unlearning is not None
+        prompt_ids = self._prompt_ids(step)
+        rows = [(ids, p) for ids, g in zip(prompt_ids, groups, strict=True) for p in g.by_session.values()]
+        self.workers.save_model_to_cpu(CURRENT)
+        yield unlearn_on_actor(self.workers, rows, settings=settings, how=self.unlearning)
+        self.workers.restore_model_from_cpu(CURRENT)
+        self.workers.clear_cpu_model(CURRENT)
+
+    @contextmanager
+    def rollout_awake(self, version: int) -> Iterator[None]:
+        self.checkpoint_manager.update_weights(version)
+        self.loads += 1
+        yield
+        self.checkpoint_manager.sleep_replicas()
+
+    def save_policies(self, folder: Path, versions: Sequence[int]) -> None:
+        self.workers.write_kept_policies(str(folder), list(versions))
+
+    def load_policies(self, folder: Path, versions: Sequence[int]) -> None:
+        self.workers.read_kept_policies(str(folder), list(versions))
+
+
+def _with_scores(prefix: Prefix, scores: Sequence[float]) -> Prefix:
+    """`prefix` with other log-probs on its historical tokens."""
+    return replace(prefix, log_probs=prefix.log_probs[: prefix.head] + tuple(scores[prefix.head :]))
+
+
+def log_probs_of_actor(
+    worker_group: Any,
+    sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
+    *,
+    temperature: float,
+    rows_a_rank: int,
+) -> list[list[float]]:
+    """Log-prob of each response token under the weights that the actor holds, in nats at `temperature`.
+
+    Args:
+        worker_group: verl's actor workers.
+        sequences: (prompt token ids, response token ids), at least one.
+        temperature: the sampling temperature.
+        rows_a_rank: verl's micro-batch size, whose multiple each rank must get; short of it, the first row is repeated.
+    """
+    rows = [_actor_fields(prompt, response) for prompt, response in sequences]
+    with _queued(worker_group, rows, padding=rows[0], rows_a_rank=rows_a_rank, temperature=temperature) as batch:
+        batch.extra_info["compute_loss"] = False
+        worker_group.compute_log_prob(batch)
+        stored = tq.kv_batch_get(keys=batch.keys, partition_id=SCORES, select_fields=["log_probs", "response_mask"])
+        scores = response_from_nested(stored["log_probs"], stored["response_mask"])
+    return [row.tolist() for row in scores.unbind()[: len(sequences)]]
+
+
+def unlearn_on_actor(
+    worker_group: Any,
+    responses: Sequence[tuple[Sequence[int], Prefix]],
+    *,
+    settings: ForgetConfig,
+    how: Unlearning,
+) -> list[float]:
+    """The actor takes `settings.steps` unlearning steps on all responses together; their gradients' norms.
+
+    Args:
+        worker_group: verl's actor workers.
+        responses: (prompt token ids, response), at least one.
+    """
+    rows = [
+        _actor_fields(prompt, r.token_ids) | {"old_log_probs": torch.tensor(r.log_probs)} for prompt, r in responses
+    ]
+    nothing = torch.zeros_like(rows[0]["loss_mask"])
+    padding = rows[0] | {"response_mask": nothing, "loss_mask": nothing}
+    with _queued(
+        worker_group, rows, padding=padding, rows_a_rank=how.rows_a_rank, temperature=how.temperature
+    ) as batch:
+        batch.extra_info[FORGET] = settings
+        return worker_group.unlearn(batch)["metrics"]["grad_norms"]
+
+
+@contextmanager
+def _queued(
+    worker_group: Any, rows: list[dict[str, Any]], *, padding: dict[str, Any], rows_a_rank: int, temperature: float
+) -> Iterator[KVBatchMeta]:
+    """A batch for the actor in TransferQueue, gone after the block: `rows`, and `padding` up to a multiple of
+    `rows_a_rank` a rank."""
+    if "actor" not in worker_group._dispatch_info:
+        worker_group._dispatch_info["actor"] = worker_group._query_dispatch_info("actor")
+    ranks = max(worker_group._dispatch_info["actor"]) + 1
+    padded = [*rows, *[padding] * (-len(rows) % (ranks * rows_a_rank))]
+    run = uuid4().hex
+    keys = [f"{run}_{i}" for i in range(len(padded))]
+    tags = [{"seq_len": len(row["input_ids"])} for row in padded]
+    tq.kv_batch_put(keys=keys, partition_id=SCORES, fields=list_of_dict_to_tensordict(padded), tags=tags)
+    batch = KVBatchMeta(partition_id=SCORES, keys=keys, tags=tags)
+    batch.extra_info.update({"calculate_entropy": False, "temperature": temperature})
+    yield batch
+    tq.kv_clear(keys=keys, partition_id=SCORES)
+
+
+def _actor_fields(prompt: Sequence[int], response: Sequence[int]) -> dict[str, Any]:
+    """The fields verl's agent loop stores for a sequence, as far as a forward pass reads them."""
+    mask = torch.ones(len(response), dtype=torch.int64)
+    ids = torch.tensor([*prompt, *response], dtype=torch.int64)
+    return {
+        "prompts": ids[: len(prompt)],
+        "responses": ids[len(prompt) :],
+        "response_mask": mask,
+        "loss_mask": mask,
+        "input_ids": ids,
+        "position_ids": torch.arange(len(ids)),
+        "multi_modal_inputs": {},
+    }

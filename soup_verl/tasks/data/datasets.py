@@ -1,0 +1,197 @@
+"""The data sets there are: where each lives on the hub, what it may be used for, and how its columns read.
+
+A data set is one `DatasetSpec`; another one is one more entry of `DATASETS`. Rows arrive as plain mappings, from the
+hub or from a file, and leave as `Problem`s. Only plain Python here: `files` reads, `cleaning` filters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from soup_verl.tasks.data.layouts import (
+    DataError,
+    Layout,
+    after_hashes,
+    as_texts,
+    last_boxed,
+    last_user_turn,
+    member,
+    own_index,
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem of a data set.
+
+    Args:
+        row: its number in the file or hub data set it came from, from 1.
+        gold: the answer as the data set spells it; `alt_answers` are further spellings that are right too.
+        tolerance: how far off, absolutely, a numeric answer may be; None: not at all.
+        is_multiple_answer: the gold lists several values and all of them are asked for.
+        unit: the unit the answer is in, not part of the gold.
+        level: difficulty in the data set's own scale.
+    """
+
+    row: int
+    id: str
+    question: str
+    gold: str
+    alt_answers: tuple[str, ...] = ()
+    tolerance: float | None = None
+    is_multiple_answer: bool = False
+    unit: str | None = None
+    level: int | None = None
+    subject: str | None = None
+
+
+# DAPO asks for a last line "Answer: ..."; the reward wants a box, so its instruction must go.
+_DAPO_HEAD = re.compile(r"\ASolve the following math problem step by step\..*?is the answer to the problem\.\s+", re.S)
+_DAPO_TAIL = re.compile(r"\s+Remember to put your answer on its own line after \"Answer:\"\.?\s*\Z")
+
+
+def without_dapo_instruction(text: str) -> str:
+    """The question alone. A text without the instruction is returned as it is.
+
+    Raises:
+        DataError: half of the instruction is there, so it is worded in a way we do not know.
+    """
+    text, heads = _DAPO_HEAD.subn("", text)
+    text, tails = _DAPO_TAIL.subn("", text)
+    if heads != tails:
+        seen = "first" if heads else "last"
+        raise DataError(f"{text[:60]!r}, expected DAPO's instruction before and after the question, not only {seen}")
+    return text
+
+
+_REST = ("alt_answers", "is_multiple_answer", "unit", "subject")
+PLAIN = Layout(
+    {"id": "id", "question": "question", "gold": "answer", "tolerance": "error", "level": "level"}
+    | {name: name for name in _REST},
+    required=("id", "question", "gold"),
+)
+PLAIN_BY_DIFFICULTY = Layout({**PLAIN.columns, "level": "difficulty"}, required=PLAIN.required)
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One data set.
+
+    Args:
+        hub, config, split: what `datasets.load_dataset` takes.
+        licence: of the texts, as their publisher states it.
+        is_benchmark: for validation only: every row counts, so none is dropped for resembling another.
+        layout: the hub's columns. A file may have the plain ones instead: id, question, answer and the optional rest.
+        levels: lowest and highest level taken, both included; None: all, with or without a level.
+    """
+
+    name: str
+    hub: str
+    split: str
+    licence: str
+    layout: Layout
+    config: str | None = None
+    is_benchmark: bool = False
+    levels: tuple[int, int] | None = None
+
+
+_DAPO = Layout(
+    {"question": "prompt", "gold": "reward_model", "id": "extra_info"},
+    {
+        "question": lambda messages: without_dapo_instruction(last_user_turn(messages)),
+        "gold": member("ground_truth"),
+        "id": own_index,
+    },
+)
+# Its system turn asks for a thought format of its own; only the question is taken.
+_OPENR1 = Layout(
+    {"question": "prompt", "gold": "reward_model"},
+    {"question": last_user_turn, "gold": member("ground_truth")},
+)
+_MATH = Layout(
+    {"question": "problem", "gold": "answer", "id": "unique_id", "level": "level", "subject": "subject"},
+)
+_GSM8K = Layout({"question": "question", "gold": "answer"}, {"gold": after_hashes})
+_OLYMPIAD = Layout(
+    {"question": "question", "gold": "final_answer", "id": "id", "tolerance": "error", "subject": "subfield"}
+    | {name: name for name in ("is_multiple_answer", "unit")},
+    {"gold": lambda answers: ",".join(as_texts(answers))},
+)
+_AIME24 = Layout({"question": "problem", "gold": "solution", "id": "id"}, {"gold": last_boxed})
+_AIME25 = Layout({"question": "problem", "gold": "answer", "id": "id"})
+_QUESTION_ANSWER = Layout({"question": "question", "gold": "answer", "id": "id"})
+
+_MAA = "texts: Mathematical Association of America"
+_SPECS = (
+    DatasetSpec("dapo-math-17k", "BytedTsinghua-SIA/DAPO-Math-17k", "train", "Apache-2.0", _DAPO),
+    DatasetSpec("openr1-math-46k", "Elliott/Openr1-Math-46k-8192", "train", "see its card", _OPENR1),
+    # MATH less the 500 of MATH-500: 12,000 problems, of which about 8,000 are of level 3 to 5.
+    DatasetSpec("math-level3-5", "nlile/hendrycks-MATH-benchmark", "train", "MIT", _MATH, levels=(3, 5)),
+    DatasetSpec("gsm8k", "openai/gsm8k", "train", "MIT", _GSM8K, config="main"),
+    DatasetSpec("math-500", "HuggingFaceH4/MATH-500", "test", "MIT", _MATH, is_benchmark=True),
+    DatasetSpec("amc23", "math-ai/amc23", "test", _MAA, _QUESTION_ANSWER, is_benchmark=True),
+    DatasetSpec("aime24", "math-ai/aime24", "test", _MAA, _AIME24, is_benchmark=True),
+    DatasetSpec("aime25", "math-ai/aime25", "test", _MAA, _AIME25, is_benchmark=True),
+    DatasetSpec("minerva", "math-ai/minervamath", "test", "see its card", _QUESTION_ANSWER, is_benchmark=True),
+    DatasetSpec(
+        "olympiadbench",
+        "Hothan/OlympiadBench",
+        "train",  # the only split it has
+        "Apache-2.0",
+        _OLYMPIAD,
+        config="OE_TO_maths_en_COMP",
+        is_benchmark=True,
+    ),
+    DatasetSpec("gsm8k-test", "openai/gsm8k", "test", "MIT", _GSM8K, config="main", is_benchmark=True),
+)
+DATASETS = {spec.name: spec for spec in _SPECS}
+assert len(DATASETS) == len(_SPECS), "two data sets of one name"
+
+
+def find_dataset(name: str) -> DatasetSpec:
+    """The data set of this name.
+
+    Raises:
+        DataError: lists the names there are.
+    """
+    if name not in DATASETS:
+        raise DataError(f"--dataset={name!r}: expected one of {', '.join(DATASETS)}")
+    return DATASETS[name]
+
+
+def choose_layout(spec: DatasetSpec, columns: Iterable[str]) -> Layout:
+    """The plain layout where its columns are there, else the hub's.
+
+    Raises:
+        DataError: neither fits; names the columns found and those expected.
+    """
+    found = list(columns)
+    if set(PLAIN.required_columns) <= set(found):
+        return PLAIN if "level" in found else PLAIN_BY_DIFFICULTY
+    if set(spec.layout.required_columns) <= set(found):
+        return spec.layout
+    hub = ", ".join(spec.layout.required_columns)
+    raise DataError(
+        f"the columns are {', '.join(found) or 'none'}: expected {hub} (as on the hub in {spec.hub}) or "
+        f"{', '.join(PLAIN.required_columns)}"
+    )
+
+
+def to_problems(spec: DatasetSpec, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> Iterator[Problem]:
+    """Problems from (row number, row); the first row decides which layout all of them must have.
+
+    Raises:
+        DataError: names the row.
+    """
+    layout: Layout | None = None
+    for number, row in rows:
+        try:
+            layout = layout or choose_layout(spec, row)
+            fields = layout.read(row)
+        except DataError as error:
+            raise DataError(f"row {number}: {error}") from None
+        fields["id"] = fields.get("id") or f"{spec.name}/{number}"
+        yield Problem(row=number, **fields)

@@ -1,0 +1,110 @@
+"""Responses that weight updates interrupt, on verl's asynchronous trainer; one run of them was killed and resumed."""
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+
+from tests.faults.kills import complaints
+
+STEPS = (3, 4, 5, 6)
+"""After the resume; before it were 1 to 4."""
+
+
+@pytest.fixture
+def finished(run):
+    whole = run("partial_rollout")
+    assert whole.code == 0, whole.output[-3000:]
+    return whole
+
+
+def all_rows(finished):
+    """By step; what the killed run had made of later steps than 2 was made again."""
+    return {step: finished.rows(step) for step in (1, 2, *STEPS)}
+
+
+def historical(row, step):
+    return row["token_versions"] < step - 1
+
+
+@pytest.mark.runs("partial_rollout")
+def test_the_kill_ends_the_run_and_the_resumed_one_has_every_step(finished):
+    killed = json.loads((finished.folder / "killed.json").read_text())
+    assert complaints(killed) == [] and killed["steps"] == 2, killed
+    assert list(finished.metrics()) == [1, 2, 3, 4, 5, 6]
+    assert "in-flight prompts for step 3" in finished.output or "prompt groups from TransferQueue" in finished.output
+
+
+@pytest.mark.runs("partial_rollout")
+def test_every_session_of_a_prompt_is_there_once_and_no_prompt_more_often_than_it_was_read(finished):
+    sessions = Counter()
+    for rows in all_rows(finished).values():
+        assert len(rows) == 32
+        sessions.update((int(row["index"]), row["session"]) for row in rows)
+    for index in {index for index, _ in sessions}:
+        (times,) = {sessions[index, session] for session in range(4)}
+        assert 1 <= times <= 3  # 56 of 24 prompts were read
+
+
+@pytest.mark.runs("partial_rollout")
+def test_tokens_recorded_as_current_have_the_trainers_log_probs_and_older_ones_have_not(finished):
+    """The proof that versions, and the places where they change, are right; before the kill and after it."""
+    older = []
+    for step in STEPS:
+        for row in finished.rows(step):
+            assert len(row["token_versions"]) == len(row["responses"])
+            old, error = historical(row, step), (row["rollout_log_probs"] - row["recomputed_log_probs"]).abs()
+            assert error[~old].numel() == 0 or error[~old].max() < 1e-4
+            older.append(error[old])
+    assert torch.cat(older).max() > 1e-3
+    aligned = [m["soup/alignment_error_max"] for m in finished.metrics().values() if "soup/alignment_error_max" in m]
+    assert len(aligned) >= 1 and max(aligned) < 1e-4  # a step may have no token of the current policy
+
+
+@pytest.mark.runs("partial_rollout")
+def test_versions_only_rise_within_a_response_and_are_no_newer_than_the_policy(finished):
+    """How many responses have several depends on the machine; `tests/contract/test_inflight_contract.py` has some."""
+    for step, rows in all_rows(finished).items():
+        for row in rows:
+            assert (row["token_versions"].diff() >= 0).all() and 0 <= int(row["token_versions"].max()) <= step - 1
+
+
+@pytest.mark.runs("partial_rollout")
+def test_older_tokens_are_anchored_at_the_policy_that_sampled_them(finished):
+    for step in STEPS:
+        for row in finished.rows(step):
+            old = historical(row, step)
+            assert row["prefix_mask"].bool().tolist() == old.tolist()
+            assert torch.equal(row["old_log_probs"][old], row["rollout_log_probs"][old])
+            assert torch.equal(row["old_log_probs"][~old], row["recomputed_log_probs"][~old])
+
+
+@pytest.mark.runs("partial_rollout")
+def test_metrics_by_segment_and_age(finished):
+    metrics = [finished.metrics()[step] for step in STEPS]
+    assert any("soup/stale_clip_fraction" in m and "soup/stale_kl_k3" in m for m in metrics)
+    assert any(key.startswith("soup/prefix_kl_k3_age_") for m in metrics for key in m)
+    for m in metrics:
+        segments = ("prefix", "continuation", "onpolicy", "stale")
+        assert sum(m[f"soup/{s}_tokens_total"] for s in segments) == m["soup/decode_tokens_total"]
+        assert m.get("soup/noise_floor_kl_k3", 0.0) < 1e-6
+
+
+LOSSES = ("actor/pg_loss", "actor/entropy", "actor/pg_clipfrac", "actor/grad_norm")
+
+
+@pytest.mark.runs("verl_async", "async_without_mixing")
+def test_without_mixing_the_asynchronous_trainer_is_verls_own_bit_for_bit(run):
+    verl, ours = run("verl_async"), run("async_without_mixing")
+    for each in (verl, ours):
+        assert each.code == 0, each.output[-3000:]
+    for step in (1, 2, 3):
+        for a, b in zip(verl.rows(step), ours.rows(step), strict=True):
+            assert (a["index"], a["session"]) == (b["index"], b["session"])
+            assert torch.equal(a["responses"], b["responses"]) and torch.equal(a["advantages"], b["advantages"])
+        for name in LOSSES:
+            assert verl.record(step)["metrics"][name] == ours.record(step)["metrics"][name], (step, name)
+    theirs, mine = verl.weights(3), ours.weights(3)
+    assert all(torch.equal(theirs[name], mine[name]) for name in theirs)
+    assert "token_versions" not in ours.rows(1)[0]

@@ -1,0 +1,87 @@
+"""Real processes: stuck in C code with the interpreter's lock, stopped, no Python, and a child nobody told anything."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from soup_verl.launch import stacks
+
+STUCK = """
+import ctypes
+def stuck_here():
+    while True:
+        ctypes.PyDLL(None).sleep(60)  # keeps the lock
+stuck_here()
+"""
+SPAWNS = (
+    "import subprocess, sys\ndef waits_here():\n    subprocess.run([sys.executable, '-c', sys.argv[1]])\nwaits_here()"
+)
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch):
+    """`started(*commands)`: processes as a supervised run has them, a second after their start; ended afterwards."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # a folder of the user's, whose own sitecustomize has its turn
+    (tmp_path / "sitecustomize.py").write_text("import os\nos.environ['HAD_ITS_TURN'] = '1'\n")
+    answers = tmp_path / "answers"
+    answers.touch()
+    environment = dict(os.environ) | {stacks.RUN: str(tmp_path), stacks.ANSWERS: str(answers)}
+    environment["PYTHONPATH"] = f"{stacks.AT_START}{os.pathsep}{tmp_path}"
+
+    def start(*commands):
+        processes = [subprocess.Popen(command, env=environment) for command in commands]
+        time.sleep(1.5)
+        return processes
+
+    yield start
+    stacks.end_all(str(tmp_path))
+
+
+def test_every_process_writes_its_stacks_stuck_in_c_stopped_or_started_by_another(tmp_path, started):
+    stuck, stopped, parent, other = started(
+        [sys.executable, "-c", STUCK],
+        [sys.executable, "-c", STUCK.replace("stuck_here", "stopped_here")],
+        [sys.executable, "-c", SPAWNS, STUCK.replace("stuck_here", "child_here")],
+        ["sleep", "60"],
+    )
+    stopped.send_signal(signal.SIGSTOP)
+    found = stacks.processes_with(f"{stacks.RUN}={tmp_path}")
+    assert len(found) == 5
+    stacks.write_stacks(sorted(found), tmp_path / "answers", tmp_path / "stacks.txt")
+    assert (Path("/proc") / str(stopped.pid) / "stat").read_text().split()[2] == "T"  # still
+    parts = {part.split(" ")[1]: part for part in (tmp_path / "stacks.txt").read_text().split("==== ")[1:]}
+    assert "in stuck_here" in parts[str(stuck.pid)]
+    assert "in stopped_here" in parts[str(stopped.pid)] and "(T (stopped))" in parts[str(stopped.pid)]
+    assert "in waits_here" in parts[str(parent.pid)]
+    assert "not a Python process" in parts[str(other.pid)] and "sleep 60" in parts[str(other.pid)]
+    (child,) = parts.keys() - {str(p.pid) for p in (stuck, stopped, parent, other)}
+    assert "in child_here" in parts[child] and "in waits_here" not in parts[child]
+
+
+def test_the_environments_own_sitecustomize_has_its_turn(tmp_path, started):
+    ask = "import os, sys; open(sys.argv[1], 'w').write(os.environ.get('HAD_ITS_TURN', 'no'))"
+    started([sys.executable, "-c", ask, str(tmp_path / "said")])
+    assert (tmp_path / "said").read_text() == "1"
+
+
+def test_a_process_on_another_node_starts_without_the_file(tmp_path, monkeypatch):
+    environment = dict(os.environ) | {stacks.ANSWERS: str(tmp_path / "elsewhere"), "PYTHONPATH": str(stacks.AT_START)}
+    ended = subprocess.run([sys.executable, "-c", "pass"], env=environment, check=True, capture_output=True)
+    assert ended.stderr == b""
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_stopped_process_is_ended_and_others_are_left_alone(tmp_path, started):
+    (mine,) = started(["sleep", "60"])
+    mine.send_signal(signal.SIGSTOP)
+    other = subprocess.Popen(["sleep", "60"])
+    stacks.end_all(str(tmp_path))
+    assert mine.wait(timeout=5) == -signal.SIGKILL
+    assert other.poll() is None
+    other.kill()
+    other.wait()

@@ -1,0 +1,189 @@
+import json
+import shutil
+
+import pytest
+import torch
+
+from soup_verl.stack import checkpoint
+from soup_verl.stack.checkpoint import TornCheckpoint
+
+
+def write(folder, *, include_verl=True, history=b"prefixes"):
+    """A checkpoint as a run leaves it: verl's two files, then ours."""
+    (folder / "actor").mkdir(parents=True, exist_ok=True)
+    torch.save({"weight": torch.arange(100.0)}, folder / "actor" / "model.pt")
+    (folder / "data.pt").write_bytes(b"loader")
+    checkpoint.write(
+        folder,
+        state={"step": checkpoint.step_of(folder), "settings": {"soup.seed": 0}},
+        write_history=lambda f: (f / "history.bin").write_bytes(history),
+        include_verl=include_verl,
+    )
+    return folder
+
+
+@pytest.fixture
+def saved(tmp_path):
+    return write(tmp_path / "global_step_3")
+
+
+def flip_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def drop_last_byte(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def test_what_was_written_verifies_and_its_state_is_read_back(saved):
+    checkpoint.verify(saved)
+    assert checkpoint.read_state(saved) == {"step": 3, "settings": {"soup.seed": 0}}
+    assert (saved / "soup" / "history.bin").read_bytes() == b"prefixes"
+    assert not (saved / "soup.partial").exists()
+
+
+def test_the_manifest_lists_every_file(saved):
+    files = json.loads((saved / "soup" / "manifest.json").read_text())["files"]
+    assert set(files) == {"soup/history.bin", "soup/state.json", "actor/model.pt", "data.pt"}
+    assert files["actor/model.pt"]["bytes"] == (saved / "actor" / "model.pt").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("soup/manifest.json", lambda p: p.unlink()),
+        ("soup/manifest.json", lambda p: p.write_bytes(b"")),
+        ("soup/manifest.json", drop_last_byte),
+        ("soup/manifest.json", lambda p: p.write_text('{"format": 2, "files": {}}')),
+        ("soup/history.bin", drop_last_byte),
+        ("soup/history.bin", flip_bit),
+        ("soup/history.bin", lambda p: p.unlink()),
+        ("soup/state.json", flip_bit),
+        ("soup/state.json", lambda p: p.unlink()),
+        ("actor/model.pt", drop_last_byte),
+        ("actor/model.pt", lambda p: p.unlink()),
+        ("actor/model.pt", flip_bit),
+        ("data.pt", flip_bit),
+        ("data.pt", lambda p: p.write_bytes(b"")),
+    ],
+)
+def test_damage_is_refused_by_the_files_path(saved, file, damage):
+    damage(saved / file)
+    with pytest.raises(TornCheckpoint) as caught:
+        checkpoint.verify(saved)
+    assert str(caught.value).startswith(f"{saved / file}: ")
+
+
+def test_a_flipped_bit_in_a_large_file_of_verls_is_found_by_torchs_own_checksums(tmp_path, monkeypatch):
+    """No bit of a tensor can flip unseen; a bit of padding or of a date may."""
+    monkeypatch.setattr(checkpoint, "_SMALL", 0)
+    folder = write(tmp_path / "global_step_3")
+    model = folder / "actor" / "model.pt"
+    assert "crc32" not in json.loads((folder / "soup" / "manifest.json").read_text())["files"]["actor/model.pt"]
+    checkpoint.verify(folder)
+    intact = model.read_bytes()
+    start = intact.find(torch.arange(100.0).numpy().tobytes())
+    assert start > 0
+    for i in range(start, start + 400, 7):
+        model.write_bytes(intact[:i] + bytes([intact[i] ^ 1]) + intact[i + 1 :])
+        with pytest.raises(TornCheckpoint, match="model.pt: its checksum"):
+            checkpoint.verify(folder)
+
+
+def test_any_flipped_bit_in_the_manifest_is_harmless_or_refused(saved):
+    manifest = saved / "soup" / "manifest.json"
+    intact = manifest.read_bytes()
+    for i in range(len(intact)):
+        manifest.write_bytes(intact[:i] + bytes([intact[i] ^ 1]) + intact[i + 1 :])
+        try:
+            checkpoint.verify(saved)
+        except TornCheckpoint:
+            continue
+
+
+def test_without_verls_files_their_damage_is_not_ours_to_judge(tmp_path):
+    folder = write(tmp_path / "global_step_1", include_verl=False)
+    drop_last_byte(folder / "actor" / "model.pt")
+    checkpoint.verify(folder)
+
+
+def test_an_interrupted_write_leaves_no_usable_checkpoint_and_does_not_hinder_the_next(tmp_path):
+    folder = tmp_path / "global_step_2"
+
+    def interrupted(partial):
+        (partial / "half.bin").write_bytes(b"x")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.write(folder, state={}, write_history=interrupted, include_verl=True)
+    assert not (folder / "soup").exists() and not (folder / "soup.partial").exists()
+    with pytest.raises(TornCheckpoint, match="manifest.json"):
+        checkpoint.verify(folder)
+
+    (folder / "soup.partial").mkdir()  # as a kill leaves it
+    (folder / "soup.partial" / "half.bin").write_bytes(b"x")
+    write(folder)
+    checkpoint.verify(folder)
+    files = json.loads((folder / "soup" / "manifest.json").read_text())["files"]
+    assert not any("half.bin" in name or "partial" in name for name in files)
+
+
+def test_a_leftover_beside_an_intact_checkpoint_is_harmless(saved):
+    (saved / "soup.partial").mkdir()
+    (saved / "soup.partial" / "half.bin").write_bytes(b"x")
+    checkpoint.verify(saved)
+
+
+def test_a_checkpoint_can_be_written_again(saved):
+    write(saved, history=b"other")
+    checkpoint.verify(saved)
+    assert (saved / "soup" / "history.bin").read_bytes() == b"other"
+
+
+def test_the_newest_intact_checkpoint_is_chosen_by_number(tmp_path):
+    for step in (9, 10, 8):
+        write(tmp_path / f"global_step_{step}")
+    assert checkpoint.newest_intact(tmp_path) == (tmp_path / "global_step_10", [])
+
+
+def test_torn_newer_checkpoints_are_passed_over_and_reported_newest_first(tmp_path):
+    for step in (8, 9, 10):
+        write(tmp_path / f"global_step_{step}")
+    flip_bit(tmp_path / "global_step_10" / "soup" / "history.bin")
+    shutil.rmtree(tmp_path / "global_step_9" / "actor")
+    folder, refused = checkpoint.newest_intact(tmp_path)
+    assert folder == tmp_path / "global_step_8"
+    assert [str(e).split(":")[0] for e in refused] == [
+        str(tmp_path / "global_step_10/soup/history.bin"),
+        str(tmp_path / "global_step_9/actor/model.pt"),
+    ]
+
+
+def test_no_checkpoint_at_all(tmp_path):
+    assert checkpoint.newest_intact(tmp_path) == (None, [])
+    assert checkpoint.newest_intact(tmp_path / "none") == (None, [])
+
+
+def test_only_torn_checkpoints(tmp_path):
+    (tmp_path / "global_step_1").mkdir()
+    folder, refused = checkpoint.newest_intact(tmp_path)
+    assert folder is None and len(refused) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [("global_step_12", 12), ("global_step_0", 0), ("global_step_", -1), ("global_step_3.tmp", -1), ("step_3", -1)],
+)
+def test_step_of_a_folder(tmp_path, name, step):
+    assert checkpoint.step_of(tmp_path / name) == step
+
+
+def test_our_part_goes_with_verls_weights(tmp_path):
+    kept, gone = (write(tmp_path / f"global_step_{step}") for step in (2, 1))
+    shutil.rmtree(gone / "actor")
+    assert checkpoint.prune(kept) == [gone]
+    assert not (gone / "soup").exists() and gone.exists()
+    checkpoint.verify(kept)
+    assert checkpoint.newest_intact(tmp_path) == (kept, [])
