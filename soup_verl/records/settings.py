@@ -156,6 +156,14 @@ def setting_of(key: str) -> Setting:
     return TABLE.get(key, Setting())
 
 
+def value_at(settings: Mapping[str, Any], path: str, default: Any = None) -> Any:
+    """The value at a dotted path of nested settings; `default` where there is none or null."""
+    node: Any = settings
+    for part in path.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return default if node is None else node
+
+
 def flatten(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """Nested settings by their dotted keys; lists and empty sections are values."""
     flat: dict[str, Any] = {}
