@@ -115,7 +115,7 @@ class Simulation:
         groups = source.prefixes(step) if source else None  # SoupTrainer._next_train_batch
         if source:
             source.after_submit(step)  # SoupTrainer._submit_batch_to_rollout: `lookahead` asks for later prefixes
-        sampled = self.roll_out(step, groups)  # SoupAgentLoop and vLLM; verl's reward loop
+        sampled = self.roll_out(step, groups)  # verl's agent loops, SessionClient and vLLM; its reward loop
         if source:
             source.before_sleep()  # SoupTrainer.on_sample_end
         generated = time.perf_counter()
