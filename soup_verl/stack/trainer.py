@@ -40,6 +40,7 @@ from soup_verl.method import step
 from soup_verl.method.config import SoupConfig
 from soup_verl.method.history import GroupPrefixes, PolicyResponse, PromptBlocks, build_source
 from soup_verl.method.metrics import finish_measured, finish_update_metrics, step_size_metrics
+from soup_verl.method.observation import History
 from soup_verl.records import sample_log
 from soup_verl.stack import batch as batches
 from soup_verl.stack import register, resume
@@ -82,7 +83,7 @@ class SoupStages(ExplainedValidation, DownSampling):
         planner = step.plan_of_run(
             self._soup, n=rollout.n, response_length=rollout.response_length, last_step=last_step
         )
-        self._history = step.History(self._soup, planner)
+        self._history = History(self._soup, planner)
         if self._soup.planned:
             self.train_dataloader = ReadAheadLoader(self.train_dataloader)
             kind = partial(DynamicPolicyEngine, blocks=self._blocks) if self._blocks else TrainerPolicyEngine

@@ -13,7 +13,8 @@ from verl.trainer.ppo.v1 import PPOTrainerSync
 from soup_verl.method.checks import ConfigError
 from soup_verl.method.config import SoupConfig
 from soup_verl.method.history import GroupPrefixes, Prefix
-from soup_verl.method.step import History, plan_of_run
+from soup_verl.method.observation import History
+from soup_verl.method.step import plan_of_run
 from soup_verl.records import sample_log
 from soup_verl.stack import batch as batches
 from soup_verl.stack import resume, trainer
