@@ -6,8 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FLOORS = (
-    ("method",),
-    ("records",),
+    ("method", "records"),
     ("tasks",),
     ("stack",),
     ("launch", "evaluation", "reporting"),
@@ -55,7 +54,7 @@ def test_imports_go_down_the_floors():
         for imported in found & KNOWN.keys()
         if room(imported) != room(module) and FLOOR_OF[room(imported)] >= FLOOR_OF[room(module)]
     ]
-    assert up == []
+    assert up == [] and len(FLOORS) <= 6
 
 
 def test_there_is_no_circle():
