@@ -280,10 +280,21 @@ def test_oapls_advantages_are_over_the_value_or_the_mean_residual_of_a_prompts_r
 
 @pytest.mark.runs("neighbors/vespo")
 def test_vespo_weighs_responses_by_how_far_their_prefix_has_drifted(finished):
-    for metrics in settled(finished):
-        for segment in ("prefix", "continuation"):  # of the same responses
-            assert abs(metrics[f"soup/{segment}_vespo_weight"] - 1) > 1e-4
+    """By hand, from what was trained on, before the step's one update; on-policy responses have not drifted."""
+    for step in LAST:
+        metrics, rows = finished.metrics()[step], [row for row in finished.rows(step) if row["prefix_mask"].any()]
+        prefix, weight = torch.cat([row["prefix_mask"].bool() for row in rows]), torch.cat(list(map(_vespo, rows)))
+        assert metrics["soup/prefix_vespo_weight"] == pytest.approx(weight[prefix].mean().item(), abs=1e-4)
+        assert metrics["soup/continuation_vespo_weight"] == pytest.approx(weight[~prefix].mean().item(), abs=1e-4)
+        assert (weight - 1).abs().max() > 1e-3
         assert metrics["soup/onpolicy_vespo_weight"] == pytest.approx(1, abs=1e-4)
+
+
+def _vespo(row):
+    """The weight of each token of a response: one for all of them."""
+    k, lam = (2, 3) if row["advantages"][0] >= 0 else (3, 2)
+    log_w = (row["recomputed_log_probs"] - row["old_log_probs"]).double().sum()
+    return (lam + k * log_w - lam * log_w.exp()).exp().expand(len(row["responses"]))
 
 
 @pytest.mark.runs("neighbors/m2po")
@@ -297,8 +308,14 @@ def test_m2po_leaves_historical_tokens_out_and_counts_them(finished):
 
 @each([f"neighbors/{name}" for name in ("gspo", "cispo", "sapo", "geo_mean")])
 def test_a_loss_of_verls_reads_ratios_against_the_policy_that_sampled(finished, name):
-    """`ppo_kl` is its mean of log old - log pi; before the step's one update only prefix tokens can have any."""
-    assert all(abs(metrics["actor/ppo_kl"]) > 1e-5 for metrics in settled(finished))
+    """`ppo_kl` is its mean of log old - log pi; before the step's one update only prefix tokens have any, in the mean
+    perhaps little."""
+    for step in LAST:
+        rows = finished.rows(step)
+        apart = torch.cat([(row["old_log_probs"] - row["recomputed_log_probs"]).double() for row in rows])
+        assert finished.metrics()[step]["actor/ppo_kl"] == pytest.approx(apart.mean().item(), abs=1e-5)
+        historical = torch.cat([row["prefix_mask"].bool() for row in rows])
+        assert apart[historical].abs().max() > 1e-3 and not apart[~historical].any()
     assert abs(finished.metrics()[1]["actor/ppo_kl"]) < 1e-5  # nothing was mixed yet
 
 
