@@ -27,7 +27,7 @@ SPAWNS = (
 
 @pytest.fixture
 def started(tmp_path, monkeypatch):
-    """`started(*commands, ready=N)`: processes as a supervised run has them, as soon as N are stuck; ended afterwards."""
+    """`started(*commands, ready=N)`: processes as a supervised run has them, once N are stuck; ended afterwards."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # a folder of the user's, whose own sitecustomize has its turn
     (tmp_path / "sitecustomize.py").write_text("import os\nos.environ['HAD_ITS_TURN'] = '1'\n")
     answers, stuck = tmp_path / "answers", tmp_path / "stuck"
