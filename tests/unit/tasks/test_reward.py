@@ -337,12 +337,15 @@ def test_any_text_in_the_box_never_raises(text):
 
 def test_ordinary_answers_are_fast():
     cases = [(answer, row) for row in ROWS for answer in [row["answer"], *row["wrong"]]]
-    for answer, row in cases:
-        score(answer, row["answer"], row["extra_info"])
-    start = time.perf_counter()
-    for answer, row in cases:
-        score(answer, row["answer"], row["extra_info"])
-    assert len(cases) / (time.perf_counter() - start) > 50  # a second; scripts/bench_reward.py measures
+
+    def seconds():
+        start = time.perf_counter()
+        for answer, row in cases:
+            score(answer, row["answer"], row["extra_info"])
+        return time.perf_counter() - start
+
+    fastest = min(seconds() for _ in range(4))  # the first starts the checker, others may have stood aside
+    assert len(cases) / fastest > 50  # a second, of some 3,000; scripts/bench_reward.py measures
 
 
 def test_importing_it_is_cheap():
