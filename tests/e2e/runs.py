@@ -147,6 +147,7 @@ def _offload(assets: Path, folder: Path) -> dict[str, Run | None]:
             *_SNAPSHOT,
             *validation,
             "trainer.test_freq=2",
+            "trainer.val_before_train=true",
             f"trainer.validation_data_dir={folder}/snapshot_fsdp2/validation",
         ),
         "best_kept": (
