@@ -39,6 +39,7 @@ def checkpoint_to_resume(trainer: DictConfig) -> Path | None:
 
     Raises:
         TornCheckpoint: `trainer.resume_from_path` is damaged.
+        OtherFormat: another version of this project wrote it.
         ValueError: there are checkpoints, and none is intact.
     """
     if trainer.resume_mode == "resume_path":

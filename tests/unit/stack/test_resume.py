@@ -54,6 +54,15 @@ def test_a_named_checkpoint_must_be_intact(tmp_path):
         checkpoint_to_resume(named)
 
 
+@pytest.mark.parametrize("mode", ["auto", "resume_path"])
+def test_a_checkpoint_of_another_version_of_this_project_is_refused(tmp_path, mode):
+    save(tmp_path / "global_step_1")
+    newer = save(tmp_path / "global_step_2")
+    (newer / "soup" / "manifest.json").write_text('{"format": 2, "files": {}}')
+    with pytest.raises(checkpoint.OtherFormat, match=r"global_step_2/soup/manifest.json: format 2, expected 1"):
+        checkpoint_to_resume(settings(tmp_path, resume_mode=mode, resume_from_path=str(newer)))
+
+
 def test_resuming_can_be_switched_off(tmp_path):
     save(tmp_path / "global_step_1")
     assert checkpoint_to_resume(settings(tmp_path, resume_mode="disable")) is None
