@@ -24,12 +24,14 @@ class Setting:
         taken_up: processes that run already can take up another value.
         by_content: a file, or files, of which the content counts and not the place.
         of_history: stored prefixes, policies and responses depend on it.
+        without_mixing: a setting of ours that a run depends on which mixes nothing.
     """
 
     kind: str = "stack"
     taken_up: bool = False
     by_content: bool = False
     of_history: bool = False
+    without_mixing: bool = False
 
 
 # Section, kind and facts, keys in it; no key: the section's others. What is not here belongs to the stack.
@@ -37,9 +39,10 @@ _ROWS = (
     (
         "soup",
         "method taken_up",
-        "baseline behavior_log_probs decoupled_weight_cap down_sampling forget inflight kl_control policy_loss "
-        "prefix_correction prefix_objective replay sampling_seed shaped_gamma snapshot step_size warm_start",
+        "behavior_log_probs decoupled_weight_cap forget inflight kl_control prefix_correction prefix_objective replay "
+        "shaped_gamma snapshot step_size warm_start",
     ),
+    ("soup", "method taken_up without_mixing", "baseline down_sampling policy_loss sampling_seed"),
     (
         "soup",
         "method taken_up of_history",

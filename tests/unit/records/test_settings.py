@@ -61,7 +61,7 @@ def test_a_name_that_begins_as_another_is_one_of_its_own(key):
 
 def test_what_counts_for_the_run_is_never_left_out_of_a_comparison():
     """The facts fit the kinds: content and history are the method's."""
-    assert all(s.kind == "method" for s in TABLE.values() if s.by_content or s.of_history)
+    assert all(s.kind == "method" for s in TABLE.values() if s.by_content or s.of_history or s.without_mixing)
 
 
 def test_nested_settings_have_dotted_keys_and_empty_sections_are_values():
