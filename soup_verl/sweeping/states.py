@@ -15,6 +15,7 @@ from soup_verl.launch.run import ERROR_FILE
 from soup_verl.method.checks import ConfigError
 from soup_verl.records import run_log
 from soup_verl.records.settings import flatten, setting_of
+from soup_verl.reporting.runs import SafeLoader
 
 COMPARED = ("method", "watching")
 """Kinds of settings that a finished run must have as the file asks: what is trained, how long, what validates it."""
@@ -41,7 +42,7 @@ def _yaml(config: DictConfig) -> str:
 
 
 def _compared(text: str) -> dict[str, Any]:
-    settings = flatten(yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    settings = flatten(yaml.load(text, Loader=SafeLoader))
     return {key: value for key, value in settings.items() if setting_of(key).kind in COMPARED}
 
 
