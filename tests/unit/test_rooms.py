@@ -10,7 +10,7 @@ FLOORS = (
     ("tasks",),
     ("stack",),
     ("launch", "evaluation", "reporting"),
-    ("rehearsal", "acceptance", "exporting"),
+    ("rehearsal", "acceptance", "exporting", "sweeping"),
     ("soup_verl",),  # the public faces: modules that forward
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -45,7 +45,7 @@ def started(tmp_path, monkeypatch):
         return processes
 
     yield start
-    stacks.end_all(str(tmp_path))
+    stacks.end_all(f"{stacks.RUN}={tmp_path}")
 
 
 def test_every_process_writes_its_stacks_stuck_in_c_stopped_or_started_by_another(tmp_path, started, monkeypatch):
@@ -89,7 +89,7 @@ def test_a_stopped_process_is_ended_and_others_are_left_alone(tmp_path, started)
     (mine,) = started(["sleep", "60"])
     mine.send_signal(signal.SIGSTOP)
     other = subprocess.Popen(["sleep", "60"])
-    stacks.end_all(str(tmp_path))
+    stacks.end_all(f"{stacks.RUN}={tmp_path}")
     assert mine.wait(timeout=300) == -signal.SIGKILL
     assert other.poll() is None
     other.kill()
