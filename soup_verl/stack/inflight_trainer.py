@@ -1,23 +1,23 @@
-"""SOUP on verl's `colocate_async`: rollout goes on while batches wait, and updates interrupt it (`inflight.py`)."""
+"""SOUP on verl's asynchronous trainers: rollout goes on while batches wait, updates interrupt it (`inflight.py`)."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from transfer_queue import KVBatchMeta
-from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, register_trainer
+from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync, register_trainer
 from verl.workers.rollout.llm_server import LLMServerClient
 
 from soup_verl.stack.inflight import RecordingClient
 from soup_verl.stack.trainer import SoupStages
 
+# With `hybrid_engine=false` verl 0.9.1 passes `flush` to this logger, which raises where the line would be written.
+logging.getLogger(PPOTrainerSeparateAsync.__module__).setLevel(logging.WARNING)
 
-@register_trainer("soup_colocate_async")
-class SoupColocateAsyncTrainer(SoupStages, PPOTrainerColocateAsync):
-    """On verl's asynchronous trainer whose rollout and training share their devices."""
 
-    def get_llm_client(self) -> LLMServerClient:
-        return self.llm_server_manager.get_client(client_cls=RecordingClient)
+class InflightStages(SoupStages):
+    """Mixin over verl's asynchronous trainers: a batch has prompts of several steps, and others are under way."""
 
     def _balance_batch(self, batch: KVBatchMeta, *args: Any, **kwargs: Any) -> KVBatchMeta:
         """Prompts that were submitted in this step and before; others are under way. Those that verl took up from a
@@ -32,3 +32,19 @@ class SoupColocateAsyncTrainer(SoupStages, PPOTrainerColocateAsync):
         batch = super()._balance_batch(batch, *args, **kwargs)
         self._place_of_uid = under_way
         return batch
+
+
+@register_trainer("soup_colocate_async")
+class SoupColocateAsyncTrainer(InflightStages, PPOTrainerColocateAsync):
+    """On verl's asynchronous trainer whose rollout and training share their devices."""
+
+    def get_llm_client(self) -> LLMServerClient:
+        return self.llm_server_manager.get_client(client_cls=RecordingClient)
+
+
+@register_trainer("soup_separate_async")
+class SoupSeparateAsyncTrainer(InflightStages, PPOTrainerSeparateAsync):
+    """On the one whose rollout has devices of its own: weights get there through a checkpoint engine of verl's."""
+
+    def get_llm_client(self) -> LLMServerClient:
+        return self.standalone_server_manager.get_client(client_cls=RecordingClient)
