@@ -91,6 +91,7 @@ class DatasetSpec:
         layout: the hub's columns. A file may have the plain ones instead: id, question, answer and the optional rest.
         levels: lowest and highest level taken, both included; None: all, with or without a level.
         domain: whose `problems` reads the rows.
+        made: the rows themselves, where they are made up on demand; `hub` then says by what.
     """
 
     name: str
@@ -102,6 +103,7 @@ class DatasetSpec:
     is_benchmark: bool = False
     levels: tuple[int, int] | None = None
     domain: str = "mathematics"
+    made: Iterable[tuple[int, Mapping[str, Any]]] | None = None
 
 
 _DAPO = Layout(
@@ -164,7 +166,7 @@ def find_dataset(name: str) -> DatasetSpec:
         DataError: lists the names there are.
     """
     if name not in DATASETS:
-        raise DataError(f"--dataset={name!r}: expected one of {', '.join(DATASETS)}")
+        raise DataError(f"--dataset={name!r}: expected one of {', '.join(DATASETS)}, reasoning-gym:NAME")
     return DATASETS[name]
 
 
