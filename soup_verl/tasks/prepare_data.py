@@ -206,7 +206,7 @@ def rows_of(file: Path | None, spec: DatasetSpec) -> Rows:
     """(row number from 1, row) of a file, made on demand, or of the hub."""
     if file is not None:
         return read_rows(file)
-    return iter(spec.made) if spec.made is not None else hub_rows(spec)
+    return hub_rows(spec) if spec.made is None else spec.made
 
 
 def refuse(tally: Tally, kept: list[Problem], *, strict: bool) -> None:

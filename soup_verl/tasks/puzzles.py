@@ -5,7 +5,7 @@
                  time or memory is over (`grading/killable.py`, `grading/puzzle_worker.py`)
 
 Families whose scorers give the answer to Python's `eval` are refused (`data/puzzles.py`). Four give it to sympy, whose
-parser evaluates too: their answers have to be a formula of numbers, signs, single letters and a few functions (`GRAMMARS`).
+parser evaluates too: their answers have to be formulas of numbers, signs, single letters and a few functions.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_ANSWER = 10_000
 """Characters; twice the gold's length where that is more."""
 
 _FUNCTIONS = "sqrt|exp|log|ln|a?(?:sin|cos|tan)h?|erf|pi"
-_FORMULA = re.compile(rf"(?:\d+(?:\.\d*)?(?![a-zA-Z])|(?:{_FUNCTIONS}|[a-zA-Z])(?![a-zA-Z\d])|[-+*/(), ]){{1,500}}")
+_FORMULA = re.compile(rf"(?>\d++(?:\.\d*+)?(?![a-zA-Z])|(?:{_FUNCTIONS}|[a-zA-Z])(?![a-zA-Z\d])|[-+*/(), ]){{1,500}}+")
 GRAMMARS = {
     # Sympy's parser evaluates: no names but these, so no attributes, strings or calls of anything else.
     "countdown": _FORMULA,

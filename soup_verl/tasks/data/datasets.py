@@ -103,7 +103,7 @@ class DatasetSpec:
     is_benchmark: bool = False
     levels: tuple[int, int] | None = None
     domain: str = "mathematics"
-    made: Iterable[tuple[int, Mapping[str, Any]]] | None = None
+    made: Iterator[tuple[int, dict[str, Any]]] | None = None
 
 
 _DAPO = Layout(

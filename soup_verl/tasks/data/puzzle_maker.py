@@ -21,7 +21,7 @@ BATCH = 1000
 
 def entries(family: str, seed: int, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What reasoning-gym makes of this seed: data sets of `BATCH` entries, one after the other."""
-    import reasoning_gym  # type: ignore[import-untyped]
+    import reasoning_gym
 
     first = seed * SEED_STRIDE
     while True:

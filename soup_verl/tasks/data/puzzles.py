@@ -14,7 +14,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -50,7 +50,7 @@ def is_puzzles(dataset: str) -> bool:
 
 def families() -> list[str]:
     """All that reasoning-gym has, refused ones too. Imports it, which takes seconds."""
-    from reasoning_gym.factory import DATASETS  # type: ignore[import-untyped]
+    from reasoning_gym.factory import DATASETS
 
     return sorted(DATASETS)
 
@@ -171,7 +171,7 @@ def make(
     )
 
 
-def drawn(family: str, settings: Mapping[str, Any], seed: int) -> Iterator[tuple[int, dict[str, Any]]]:
+def drawn(family: str, settings: Mapping[str, Any], seed: int) -> Generator[tuple[int, dict[str, Any]], None, None]:
     """(number from 1, entry) without end, from a process in which Python's hashes are the same in every run: some
     families go through sets of words."""
     command = [sys.executable, "-P", "-m", "soup_verl.tasks.data.puzzle_maker", family, str(seed), json.dumps(settings)]

@@ -10,7 +10,7 @@ import functools
 import json
 from typing import Any
 
-import reasoning_gym  # type: ignore[import-untyped]
+import reasoning_gym
 
 from soup_verl.tasks.grading.fork_server import run_as_script
 
