@@ -19,6 +19,8 @@ MATHEMATICS = "mathematics"
 DOMAINS = {
     MATHEMATICS: "soup_verl.tasks.mathematics",
     "puzzles": "soup_verl.tasks.puzzles",
+    "instructions": "soup_verl.tasks.text.instructions",
+    "summaries": "soup_verl.tasks.text.summaries",
 }
 """Name -> module, imported when a row of it is met."""
 FIELDS = ("score", "acc", "format", "timeout", "error", "pred")

@@ -14,6 +14,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from soup_verl.tasks.data import puzzles as data
@@ -33,7 +34,9 @@ MAX_ANSWER = 10_000
 """Characters; twice the gold's length where that is more."""
 
 _FUNCTIONS = "sqrt|exp|log|ln|a?(?:sin|cos|tan)h?|erf|pi"
-_FORMULA = re.compile(rf"(?>\d++(?:\.\d*+)?(?![a-zA-Z])|(?:{_FUNCTIONS}|[a-zA-Z])(?![a-zA-Z\d])|[-+*/(), ]){{1,500}}+")
+_FORMULA = re.compile(
+    rf"(?a)(?>\d++(?:\.\d*+)?(?![a-zA-Z])|(?:{_FUNCTIONS}|[a-zA-Z])(?![a-zA-Z\d])|[-+*/(), ]){{1,500}}+"
+)
 GRAMMARS = {
     # Sympy's parser evaluates: no names but these, so no attributes, strings or calls of anything else.
     "countdown": _FORMULA,
@@ -197,4 +200,4 @@ ROWS = RowRules(
 def problems(spec: DatasetSpec, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> Iterator[Problem]:
     """See `Domain`."""
     for problem in to_problems(spec, rows):
-        yield Problem(problem.row, problem.id, problem.question, problem.gold, domain=data.DOMAIN)
+        yield replace(problem, domain=data.DOMAIN)
