@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,15 +20,17 @@ from typing import Any
 from soup_verl.tasks.chat_template import load_tokenizer
 from soup_verl.tasks.data.benchmark_index import BenchmarkIndex
 from soup_verl.tasks.data.cleaning import DROPS, REPAIRS, Finding, Tally, clean, drop_over_long
-from soup_verl.tasks.data.datasets import DATASETS, DatasetSpec, Problem, find_dataset, to_problems
+from soup_verl.tasks.data.datasets import DATASETS, DatasetSpec, Problem, find_dataset
 from soup_verl.tasks.data.files import KINDS, benchmark_files, hub_rows, read_questions, read_rows, write_files
 from soup_verl.tasks.data.layouts import DataError
 from soup_verl.tasks.data.prompt_templates import TEMPLATES, Template, find_template, prompt_tokens
+from soup_verl.tasks.domains import MATHEMATICS, find_domain
 
 
 @dataclass
 class Report:
-    """What became of the rows of one data set; `not_checked` maps a reason to why nothing was dropped for it."""
+    """What became of the rows of one data set; `not_checked` maps a reason to why nothing was dropped for it, `drops`
+    to what it means."""
 
     dataset: str
     source: str
@@ -38,6 +40,7 @@ class Report:
     kept: int
     not_checked: dict[str, str]
     benchmarks: dict[str, dict[str, int]] = field(default_factory=dict)
+    drops: Mapping[str, str] = field(default_factory=lambda: DROPS)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -60,7 +63,7 @@ class Report:
             if reason in self.not_checked:
                 lines.append(f"  - {reason:<28}{'not checked':>11}  {self.not_checked[reason]}")
             else:
-                lines.append(_line(f"  - {reason}", finding.rows, _first(finding) or DROPS[reason]))
+                lines.append(_line(f"  - {reason}", finding.rows, _first(finding) or self.drops[reason]))
         lines.append(_line("= kept", self.kept))
         lines.append("repaired, in kept and dropped rows alike:")
         lines += [_line(f"    {k}", f.rows, _first(f) or REPAIRS[k]) for k, f in self.tally.repaired.items()]
@@ -110,12 +113,13 @@ def to_verl_row(problem: Problem, *, spec: DatasetSpec, template: Template, inde
     """One row of verl's data set; `index` is its place in the file, from 0."""
     return {
         "data_source": spec.name,
-        "prompt": template(problem.question),
-        "ability": "math",
+        "prompt": template(problem.question, find_domain(problem.domain).INSTRUCTION),
+        "ability": "math" if problem.domain == MATHEMATICS else problem.domain,
         "reward_model": {"style": "rule", "ground_truth": problem.gold},
         "extra_info": {
             "index": index,
             "split": "test" if spec.is_benchmark else "train",
+            "domain": problem.domain,
             "id": problem.id,
             "question": problem.question,
             "alt_answers": list(problem.alt_answers),
@@ -124,19 +128,22 @@ def to_verl_row(problem: Problem, *, spec: DatasetSpec, template: Template, inde
             "unit": problem.unit,
             "level": problem.level,
             "subject": problem.subject,
+            **(problem.extra or {}),
         },
     }
 
 
 def write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
-    """The rows under one schema, whichever fields are empty in all of them."""
+    """The rows under one schema, whichever fields are empty in all of them; a domain's own fields by their values."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     text = pa.string()
-    extra = {"index": pa.int64(), "split": text, "id": text, "question": text, "alt_answers": pa.list_(text)}
-    extra |= {"tolerance": pa.float64(), "is_multiple_answer": pa.bool_(), "unit": text}
+    extra = {"index": pa.int64(), "split": text, "domain": text, "id": text, "question": text}
+    extra |= {"alt_answers": pa.list_(text), "tolerance": pa.float64(), "is_multiple_answer": pa.bool_(), "unit": text}
     extra |= {"level": pa.int64(), "subject": text}
+    for name in dict.fromkeys(name for row in rows for name in row["extra_info"] if name not in extra):
+        extra[name] = pa.array([row["extra_info"].get(name) for row in rows]).type
     columns = {
         "data_source": text,
         "prompt": pa.list_(pa.struct({"role": text, "content": text})),
@@ -163,13 +170,13 @@ def prepare(args: argparse.Namespace) -> Report:
         tokenizer = load_tokenizer(args.tokenizer, f"--tokenizer={args.tokenizer!r}", DataError)
     index = build_index(args.benchmarks_from, args.file) if args.benchmarks_from and not spec.is_benchmark else None
 
-    tally = Tally()
-    problems = to_problems(spec, read_rows(args.file) if args.file is not None else hub_rows(spec))
-    kept = clean(problems, tally, is_benchmark=spec.is_benchmark, levels=spec.levels, index=index)
+    tally, domain = Tally(), find_domain(spec.domain)
+    problems = domain.problems(spec, read_rows(args.file) if args.file is not None else hub_rows(spec))
+    kept = clean(problems, tally, is_benchmark=spec.is_benchmark, levels=spec.levels, index=index, rules=domain.ROWS)
     if index is not None:
         check_hits(index, tally.rows_in)
     if tokenizer is not None:
-        lengths = prompt_tokens(tokenizer, (template(p.question) for p in kept))
+        lengths = prompt_tokens(tokenizer, (template(p.question, domain.INSTRUCTION) for p in kept))
         kept = drop_over_long(kept, lengths, args.max_prompt_tokens, tally)
     tally.check(len(kept))
     refuse(tally, kept, strict=args.strict)
@@ -207,7 +214,8 @@ def _report(
     source = str(args.file) if args.file is not None else f"hub:{spec.hub}" + (f":{spec.config}" if spec.config else "")
     sizes = index.sizes if index is not None else {}
     hits = {name: {"questions": n, "rows_dropped": index.hits[name] if index else 0} for name, n in sizes.items()}
-    return Report(spec.name, source, spec.licence, args.template, tally, len(kept), not_checked, hits)
+    drops = {**DROPS, **find_domain(spec.domain).ROWS.drops}
+    return Report(spec.name, source, spec.licence, args.template, tally, len(kept), not_checked, hits, drops)
 
 
 def _write(out: Path, name: str, rows: list[dict[str, Any]], report: Report) -> None:

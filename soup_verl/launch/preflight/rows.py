@@ -9,7 +9,7 @@ from soup_verl.launch.preflight.files import Split
 from soup_verl.launch.preflight.report import Finding, judged, refused
 from soup_verl.launch.preflight.run_settings import ROLLOUT, RunSettings
 from soup_verl.method.sections import SINGLE_TURN
-from soup_verl.tasks.grading.judge import read_row
+from soup_verl.tasks.domains import MATHEMATICS, domain_name, domain_of
 from soup_verl.tasks.reward_function import FUNCTION, is_ours
 
 TOPIC = "data"
@@ -88,7 +88,8 @@ def _of_rows(run: RunSettings, found: Split, *, check_reward: bool, ours: bool) 
         elif not isinstance(reward_model, Mapping) or "ground_truth" not in reward_model:
             yield "reward_model", row, f"{type(reward_model).__name__} {str(reward_model)[:60]!r}"
         elif ours:
-            gold = repr([reward_model["ground_truth"], *map((extra or {}).get, READ_OF_EXTRA)])
+            read = READ_OF_EXTRA if domain_name(extra) == MATHEMATICS else sorted(extra or {})
+            gold = repr([reward_model["ground_truth"], *map((extra or {}).get, read)])
             if gold not in known:
                 known[gold] = _gold_fault(reward_model["ground_truth"], extra)
             if known[gold]:
@@ -96,11 +97,12 @@ def _of_rows(run: RunSettings, found: Split, *, check_reward: bool, ours: bool) 
 
 
 READ_OF_EXTRA = ("alt_answers", "tolerance", "is_multiple_answer", "unit")
+"""By mathematics; another domain may read any field."""
 
 
 def _gold_fault(gold: Any, extra: Mapping[str, Any] | None) -> str:
     try:
-        read_row("", gold, extra)
+        domain_of(extra).check_row("", gold, extra)
     except ValueError as error:
         return str(error).split(" of a row of ")[0]
     return ""

@@ -34,6 +34,8 @@ class Problem:
         is_multiple_answer: the gold lists several values and all of them are asked for.
         unit: the unit the answer is in, not part of the gold.
         level: difficulty in the data set's own scale.
+        domain: what it is judged as, a name of `domains.DOMAINS`.
+        extra: further fields of `extra_info` that the domain reads.
     """
 
     row: int
@@ -46,6 +48,8 @@ class Problem:
     unit: str | None = None
     level: int | None = None
     subject: str | None = None
+    domain: str = "mathematics"
+    extra: Mapping[str, Any] | None = None
 
 
 # DAPO asks for a last line "Answer: ..."; the reward wants a box, so its instruction must go.
@@ -86,6 +90,7 @@ class DatasetSpec:
         is_benchmark: for validation only: every row counts, so none is dropped for resembling another.
         layout: the hub's columns. A file may have the plain ones instead: id, question, answer and the optional rest.
         levels: lowest and highest level taken, both included; None: all, with or without a level.
+        domain: whose `problems` reads the rows.
     """
 
     name: str
@@ -96,6 +101,7 @@ class DatasetSpec:
     config: str | None = None
     is_benchmark: bool = False
     levels: tuple[int, int] | None = None
+    domain: str = "mathematics"
 
 
 _DAPO = Layout(

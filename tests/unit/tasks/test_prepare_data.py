@@ -100,6 +100,7 @@ def test_rows_become_verls_columns(tmp_path, sound_file):
         "extra_info": {
             "index": 0,
             "split": "train",
+            "domain": "mathematics",
             "id": "a",
             "question": "What is $\\frac{4}{2}$?",
             "alt_answers": ["2.0"],
