@@ -30,6 +30,7 @@ from soup_verl.evaluation.comparison import read
 from soup_verl.evaluation.problems import Problem, digest, read_problems
 from soup_verl.evaluation.samples import SCORED
 from soup_verl.records.files import read_json_lines, write_text
+from soup_verl.tasks.domains import MATHEMATICS, domain_name
 from soup_verl.tasks.grading.boxes import answer_part, last_box
 from soup_verl.tasks.grading.judge import expected_answer
 
@@ -79,7 +80,7 @@ def _answer_line(response: str) -> str:
 
 
 GRADERS = {
-    "mathematics": Grader("math", _mathematics, answer_part),
+    MATHEMATICS: Grader("math", _mathematics, answer_part),
     "choice": Grader("choice", _choice, _answer_line),
 }
 
@@ -100,13 +101,13 @@ def compare(out: Path, files: Sequence[Path]) -> tuple[list[Verdict], dict[str, 
     samples = _read_samples(evaluation.folder / SCORED)
     groups: dict[tuple[str, str], list[Problem]] = defaultdict(list)
     for problem in read_problems(files):
-        groups[problem.file, str(problem.extra_info.get("domain") or "mathematics")].append(problem)
+        groups[problem.file, domain_name(problem.extra_info)].append(problem)
     verdicts: list[Verdict] = []
     left_out: dict[str, int] = {}
-    for (file, domain), problems in groups.items():
+    n, logs = evaluation.settings["n"], evaluation.folder / FOLDER
+    for (name, domain), problems in groups.items():
         if domain in GRADERS:
-            logs = evaluation.folder / FOLDER
-            verdicts += _scored(GRADERS[domain], problems, samples[file], evaluation.settings["n"], logs)
+            verdicts += _scored(GRADERS[domain], problems, samples[name], n, logs)
         else:
             left_out[domain] = left_out.get(domain, 0) + len(problems)
     return verdicts, left_out
@@ -174,7 +175,8 @@ def _scored(grader: Grader, problems: Sequence[Problem], samples: Responses, n: 
 
 
 def _played_back(grader: Grader, samples: Responses) -> Any:
-    """A solver that takes the stored response for the model's; inspect's own `multiple_choice` reads it for `choice`."""
+    """A solver that gives the stored response for the model's; inspect's `multiple_choice` reads it where there are
+    options."""
     from inspect_ai.model import ModelOutput
     from inspect_ai.solver import multiple_choice, solver
 

@@ -1,36 +1,51 @@
-r"""Multiple choice: 1 for a response whose last `\boxed{}` names the right option and no other, by letter or by text.
+r"""The domain of multiple choice: 1 for a response whose last `\boxed{}` names the right option and no other.
 
 A row has the letter of the right option as its `ground_truth`, and in `extra_info` the `options`, the texts in the
-order of their letters. `grading/options.py` says what names an option; options with one text are one answer.
+order of their letters. A response names an option by its letter, its text or both (`grading/options.py`); options with
+one text are one answer.
+
+The options keep the order in which they are published. Where the right one has a column of its own (GPQA) they are
+shuffled, by a seed from the data set's name and the row's id: whoever prepares the row gets the same order.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from string import ascii_uppercase
 from typing import Any
 
+from soup_verl.method.mixing import stable_seed
+from soup_verl.tasks.data.cleaning import Fault, RowRules, Tally, repair
+from soup_verl.tasks.data.datasets import PLAIN_CHOICE, DatasetSpec, Problem, read_fields
+from soup_verl.tasks.data.prompt_templates import Instruction
 from soup_verl.tasks.grading.boxes import answer_part, last_box
 from soup_verl.tasks.grading.comparison import Rules
 from soup_verl.tasks.grading.judge import MAX_ANSWER, Row, judge
 from soup_verl.tasks.grading.killable import Budget
 from soup_verl.tasks.grading.options import MAX_OPTIONS, named, plain
+from soup_verl.tasks.mathematics import TIME_LIMIT_S, check_keywords
 
-KEYWORDS = ("thoughts", "time_limit_s")
-TIME_LIMIT_S = 3.0
+__all__ = ["INSTRUCTION", "KEYWORDS", "ROWS", "check_keywords", "check_row", "problems", "right_answers", "score"]
+
+KEYWORDS = ("thoughts", "time_limit_s")  # a part of those of mathematics, with its meanings and checks
+INSTRUCTION = Instruction(
+    r"Please reason step by step, and put the letter of the right option within \boxed{}.",
+    r"Put the letter of the right option in \boxed{}.",
+)
 
 
 def score(
     data_source: str,
     response: str,
     gold: Any,
-    extra: Mapping[str, Any],
+    extra: Mapping[str, Any] | None,
     *,
     thoughts: str = "ignore",
     time_limit_s: float = TIME_LIMIT_S,
-    **_: Any,
 ) -> dict[str, float | str]:
-    r"""Score a response; the keywords are those of `soup_verl.tasks.reward.compute_score`.
+    r"""Score a response; the keywords are those of `mathematics.score`.
 
     Returns:
         `score` and `acc`: 1.0 or 0.0; `format`: 1.0 if there is a box with something in it;
@@ -85,14 +100,14 @@ class _Mathematics:
         return verdict.correct
 
 
-def read_options(data_source: str, gold: Any, extra: Mapping[str, Any]) -> tuple[Sequence[str], frozenset[int]]:
+def read_options(data_source: str, gold: Any, extra: Mapping[str, Any] | None) -> tuple[Sequence[str], frozenset[int]]:
     """The texts of a row's options, and the places of those that are right: with the text that the gold's letter has.
 
     Raises:
         ValueError: see `check_row`.
     """
     where = f"of a row of data_source={data_source!r}"
-    given = extra.get("options")
+    given = (extra or {}).get("options")
     if given is None or isinstance(given, str | Mapping) or not isinstance(given, Iterable):
         raise ValueError(f"extra_info.options={given!r:.80} {where}: expected a list of texts")
     options = [str(option) for option in given]
@@ -107,7 +122,7 @@ def read_options(data_source: str, gold: Any, extra: Mapping[str, Any]) -> tuple
     return options, frozenset(i for i, option in enumerate(options) if plain(option) == right)
 
 
-def check_row(data_source: str, gold: Any, extra: Mapping[str, Any]) -> None:
+def check_row(data_source: str, gold: Any, extra: Mapping[str, Any] | None) -> None:
     """
     Raises:
         ValueError: the options are no list of 2 to 26 texts, or the gold is not the letter of one; names the field.
@@ -115,6 +130,71 @@ def check_row(data_source: str, gold: Any, extra: Mapping[str, Any]) -> None:
     read_options(data_source, gold, extra)
 
 
-def right_answers(gold: Any, extra: Mapping[str, Any]) -> Iterator[str]:
+def right_answers(gold: Any, extra: Mapping[str, Any] | None) -> Iterator[str]:
     """The letter in a box."""
     yield rf"The answer is \boxed{{{gold}}}."
+
+
+def problems(spec: DatasetSpec, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> Iterator[Problem]:
+    """See `Domain`. The options are in `extra`; `ROWS.mend` puts them below the question."""
+    for fields in read_fields(spec, rows, PLAIN_CHOICE):
+        options, gold = _shuffled(spec.name, fields) if "right" in fields else _as_published(fields)
+        yield Problem(
+            row=fields["row"],
+            id=fields["id"],
+            question=fields["question"],
+            gold=gold,
+            subject=fields.get("subject"),
+            domain="choice",
+            extra={"options": options},
+        )
+
+
+def _shuffled(dataset: str, fields: Mapping[str, Any]) -> tuple[list[str], str]:
+    """Options in an order that the row's id decides, and the letter of the right one."""
+    options = [fields["right"], *(text for name, text in sorted(fields.items()) if name.startswith("wrong_"))]
+    order = list(range(len(options)))
+    random.Random(stable_seed("options", dataset, fields["id"])).shuffle(order)
+    return [options[place] for place in order], ascii_uppercase[order.index(0)]
+
+
+def _as_published(fields: Mapping[str, Any]) -> tuple[list[str], str]:
+    """Options in their order, and the letter of the one whose label is the answer; the answer where there is none."""
+    options = list(fields["options"])
+    labels = list(fields.get("labels") or ascii_uppercase[: len(options)])
+    if fields["gold"] not in labels[:MAX_OPTIONS]:
+        return options, f"no label {fields['gold']!r}" if fields["gold"] else ""
+    return options, ascii_uppercase[labels.index(fields["gold"])]
+
+
+def listed(question: str, options: Sequence[str]) -> str:
+    """The question as it is asked: the options below it, a line each."""
+    lines = (f"{letter}) {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
+    return "\n".join((f"{question}\n", *lines))
+
+
+def _mend(problem: Problem, tally: Tally) -> Problem:
+    """With its texts repaired, and the options below the question; `extra_info` keeps the question alone, by which
+    benchmarks are found in training sets."""
+    options = tuple((problem.extra or {})["options"])
+    repaired = repair(replace(problem, alt_answers=options), tally)
+    extra = {"options": [option.strip() for option in repaired.alt_answers], "question": repaired.question}
+    asked = listed(repaired.question, extra["options"]) if repaired.question else ""
+    return replace(repaired, question=asked, alt_answers=(), extra=extra)
+
+
+def _fault(problem: Problem) -> Fault | None:
+    if not problem.gold:
+        return "empty_gold", ""
+    try:
+        check_row(problem.id, problem.gold, problem.extra)
+    except ValueError as error:
+        return "unclear_options", str(error).replace(f" of a row of data_source={problem.id!r}", "")
+    return None
+
+
+ROWS = RowRules(
+    fault=_fault,
+    drops={"unclear_options": "fewer than two options, an empty one, or an answer that is none of them"},
+    mend=_mend,
+)
