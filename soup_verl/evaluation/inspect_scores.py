@@ -5,9 +5,9 @@ r"""A check from outside: inspect's own graders on the samples of an evaluation,
     samples.jsonl ──► an inspect Task a file and domain, one epoch a session ──► its solver plays the samples back
                   ──► inspect's scorer: `math` or `choice` ──► a table, OUT/inspect/disagreements.jsonl, inspect's logs
 
-`math` gets the whole response and finds the box itself. `choice` looks for a line "ANSWER: B", which our prompts do not
-ask for, so it gets one with what the last box holds; what is more than a letter it mostly does not read. Needs
-inspect-ai (extra `inspect`), and nothing else that is not needed to read the samples.
+`math` is shown what follows the thoughts and finds the box itself. `choice` looks for a line "ANSWER: B", which our
+prompts do not ask for, so it is shown one with what the last box holds, of which it reads little but letters. inspect-ai
+is this project's extra `inspect`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,11 @@ def compare(out: Path, files: Sequence[Path]) -> tuple[list[Verdict], dict[str, 
     left_out: dict[str, int] = {}
     n, logs = evaluation.settings["n"], evaluation.folder / FOLDER
     for (name, domain), problems in groups.items():
+        wanted = {(problem.index, session) for problem in problems for session in range(n)}
+        if missing := sorted(wanted - samples[name].keys()):
+            row, session = missing[0]
+            expected = f"row {row} of {name}, session {session}: finish the evaluation first, by the same command"
+            raise EvaluationError(f"{evaluation.folder / SCORED}: expected {expected}")
         if domain in GRADERS:
             verdicts += _scored(GRADERS[domain], problems, samples[name], n, logs)
         else:
@@ -134,10 +139,10 @@ def _read_samples(path: Path) -> dict[str, dict[tuple[int, int], dict[str, Any]]
     return samples
 
 
-def _scored(grader: Grader, problems: Sequence[Problem], samples: Responses, n: int, logs: Path) -> Iterator[Verdict]:
+def _scored(grader: Grader, problems: Sequence[Problem], samples: Responses, n: int, logs: Path) -> list[Verdict]:
     """The samples of problems of one file and domain, scored by inspect: session s is its epoch s + 1."""
     import inspect_ai
-    from inspect_ai import scorer as scorers
+    from inspect_ai import scorer
     from inspect_ai.dataset import MemoryDataset, Sample
 
     dataset = MemoryDataset([Sample(input="", id=problem.index, **grader.sample(problem)) for problem in problems])
@@ -145,7 +150,7 @@ def _scored(grader: Grader, problems: Sequence[Problem], samples: Responses, n: 
         inspect_ai.Task(
             dataset=dataset,
             solver=_played_back(grader, samples),
-            scorer=getattr(scorers, grader.scorer)(),
+            scorer=getattr(scorer, grader.scorer)(),
             epochs=n,
             name=Path(problems[0].file).stem,
         ),
@@ -154,24 +159,25 @@ def _scored(grader: Grader, problems: Sequence[Problem], samples: Responses, n: 
         log_dir=str(logs),
         fail_on_error=False,
     )
-    by_index = {problem.index: problem for problem in problems}
     if log.status != "success":
         raise EvaluationError(f"inspect: {log.error.message if log.error else log.status}; its log: {log.location}")
-    for done in log.samples or []:
-        problem, ours = by_index[int(done.id)], samples[int(done.id), done.epoch - 1]
-        score = (done.scores or {}).get(grader.scorer)
-        yield Verdict(
+    scores = {(int(done.id), done.epoch - 1): (done.scores or {}).get(grader.scorer) for done in log.samples or []}
+    verdict = {scorer.CORRECT: True, scorer.INCORRECT: False, scorer.NOANSWER: False}
+    return [
+        Verdict(
             problem.file,
             problem.index,
-            done.epoch - 1,
+            session,
             str(problem.ground_truth),
             bool(ours["correct"]),
-            None
-            if score is None or score.value not in (scorers.CORRECT, scorers.INCORRECT, scorers.NOANSWER)
-            else score.value == scorers.CORRECT,
+            None if theirs is None else verdict.get(str(theirs.value)),
             str(ours["pred"] or ""),
-            str(score.answer or "") if score else "",
+            str(theirs.answer or "") if theirs else "",
         )
+        for problem in problems
+        for session in range(n)
+        for ours, theirs in [(samples[problem.index, session], scores.get((problem.index, session)))]
+    ]
 
 
 def _played_back(grader: Grader, samples: Responses) -> Any:

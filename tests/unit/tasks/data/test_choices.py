@@ -14,9 +14,15 @@ from soup_verl.tasks.data.files import read_questions
 from soup_verl.tasks.data.layouts import DataError
 from soup_verl.tasks.prepare_data import main
 from soup_verl.tasks.reward import compute_score
+from tests.unit import preflight_files as files
+from tests.unit.launch.test_preflight_checks import look_at_rows
 from tests.unit.tasks.data.test_datasets import HUB_ROWS as HUB_ROWS_OF_MATHEMATICS
 from tests.unit.tasks.data.test_datasets import MATHEMATICS
 
+REWARD = {
+    "reward.custom_reward_function.path": "pkg://soup_verl.reward",
+    "reward.custom_reward_function.name": "compute_score",
+}
 QUESTION = "Which animal has six legs?"
 GPQA = {
     "Record ID": "rec7",
@@ -196,3 +202,21 @@ def test_a_training_set_is_told_by_the_question_alone(tmp_path):
         index = BenchmarkIndex()
         index.add(file.name, read_questions(file))
         assert index.find(f"Say it in words. {long}") == f"question 1 of {file.name}"
+
+
+def test_preflight_warns_of_training_on_a_benchmark_and_refuses_a_row_without_its_option(tmp_path):
+    rows = [files.row(i=i) | {"data_source": ("mmlu-pro", "sums")[i % 2]} for i in range(16)]
+    for row in rows:
+        row["reward_model"] = {"style": "rule", "ground_truth": "B"}
+        row["extra_info"] = {"index": 0, "domain": "choice", "options": ["cat", "ant"]}
+    path = files.write_rows(tmp_path / "d.parquet", rows)
+    _, found = look_at_rows(path, files.byte_tokenizer(), REWARD)
+    warned = found["train benchmarks"]
+    assert (warned.verdict, warned.have) == ("warning", "mmlu-pro") and "data.val_files" in warned.how
+    assert [name for name in found if "benchmarks" in name] == ["train benchmarks"]  # none of validation
+    assert not any(finding.verdict == "no" for finding in found.values())
+
+    rows[7]["extra_info"] = rows[7]["extra_info"] | {"options": ["ant"]}
+    _, found = look_at_rows(files.write_rows(tmp_path / "d.parquet", rows), files.byte_tokenizer(), REWARD)
+    (refused, _) = [str(f.error) for f in found.values() if f.verdict == "no"]
+    assert "row 7 from 0 has extra_info.options=['ant']. So 1 of 16 rows" in refused
