@@ -5,9 +5,9 @@ r"""A check from outside: inspect's own graders on the samples of an evaluation,
     samples.jsonl ──► an inspect Task a file and domain, one epoch a session ──► its solver plays the samples back
                   ──► inspect's scorer: `math` or `choice` ──► a table, OUT/inspect/disagreements.jsonl, inspect's logs
 
-`math` is shown what follows the thoughts and finds the box itself. `choice` looks for a line "ANSWER: B", which our
-prompts do not ask for, so it is shown one with what the last box holds, of which it reads little but letters. inspect-ai
-is this project's extra `inspect`.
+`math` is shown what follows the thoughts, and finds the box itself. `choice` looks for a line "ANSWER: B", which our
+prompts do not ask for, so it is shown one with what the last box holds, fonts aside; it takes a letter at its beginning
+for the answer, whatever follows, and no texts. inspect-ai is this project's extra `inspect`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from soup_verl.records.files import read_json_lines, write_text
 from soup_verl.tasks.domains import MATHEMATICS, domain_name
 from soup_verl.tasks.grading.boxes import answer_part, last_box
 from soup_verl.tasks.grading.judge import expected_answer
+from soup_verl.tasks.grading.options import plain
 
 FOLDER = "inspect"
 SHOWN = 20
@@ -76,7 +77,7 @@ def _choice(problem: Problem) -> dict[str, Any]:
 
 def _answer_line(response: str) -> str:
     box, _ = last_box(answer_part(response), max_chars=MAX_BOX)
-    return "" if box is None else f"ANSWER: {box}"
+    return "" if box is None else f"ANSWER: {plain(box)}"
 
 
 GRADERS = {
