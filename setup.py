@@ -36,6 +36,9 @@ TRACKERS = ["mlflow==3.17.2", "swanlab==0.10.3", "trackio==0.43.0"]
 # The page of `python -m soup_verl.report`. plotly.js, 4.8 MB, comes with plotly and goes into the page.
 REPORT = ["Jinja2==3.1.6", "plotly==7.1.0"]
 
+# A check of evaluations from outside. Not in `test`: thirty packages; the tests that need it are skipped without it.
+INSPECT = ["inspect-ai[math]==0.3.285"]
+
 setup(
     name="soup-verl",
     version="0.1.0",
@@ -96,6 +99,7 @@ setup(
             *EXAMPLES,
         ],
         "examples": EXAMPLES,
+        "inspect": INSPECT,
         "report": REPORT,
         "trackers": TRACKERS,
     },
