@@ -16,7 +16,7 @@ from soup_verl.tasks.data.datasets import DatasetSpec, Problem
 from soup_verl.tasks.data.prompt_templates import Instruction
 
 MATHEMATICS = "mathematics"
-DOMAINS = {MATHEMATICS: "soup_verl.tasks.mathematics"}
+DOMAINS = {MATHEMATICS: "soup_verl.tasks.mathematics", "code": "soup_verl.tasks.code"}
 """Name -> module, imported when a row of it is met."""
 FIELDS = ("score", "acc", "format", "timeout", "error", "pred")
 """What every domain's `score` returns: verl's validation needs the same fields of all rows of a batch."""

@@ -130,6 +130,8 @@ _AIME24 = Layout({"question": "problem", "gold": "solution", "id": "id"}, {"gold
 _AIME25 = Layout({"question": "problem", "gold": "answer", "id": "id"})
 _QUESTION_ANSWER = Layout({"question": "question", "gold": "answer", "id": "id"})
 
+_READ_BY_CODE = Layout({"question": "question", "gold": "tests"})  # `code/rows.py` knows the hubs' columns
+
 _MAA = "texts: Mathematical Association of America"
 _SPECS = (
     DatasetSpec("dapo-math-17k", "BytedTsinghua-SIA/DAPO-Math-17k", "train", "Apache-2.0", _DAPO),
@@ -152,6 +154,17 @@ _SPECS = (
         is_benchmark=True,
     ),
     DatasetSpec("gsm8k-test", "openai/gsm8k", "test", "MIT", _GSM8K, config="main", is_benchmark=True),
+    *(
+        DatasetSpec(name, hub, split, licence, _READ_BY_CODE, config, is_benchmark=split == "test", domain="code")
+        for name, hub, config, split, licence in (
+            ("mbpp", "google-research-datasets/mbpp", "full", "train", "CC-BY-4.0"),
+            ("mbpp-test", "google-research-datasets/mbpp", "full", "test", "CC-BY-4.0"),
+            ("mbpp-plus", "evalplus/mbppplus", None, "test", "Apache-2.0"),
+            ("humaneval-plus", "evalplus/humanevalplus", None, "test", "Apache-2.0"),
+            ("deepcoder", "agentica-org/DeepCoder-Preview-Dataset", "primeintellect", "train", "MIT"),
+            ("livecodebench", "livecodebench/code_generation_lite", "release_v5", "test", "see its card"),
+        )
+    ),
 )
 DATASETS = {spec.name: spec for spec in _SPECS}
 assert len(DATASETS) == len(_SPECS), "two data sets of one name"
