@@ -161,6 +161,8 @@ _IF_RLVR = Layout({"id": "key", "question": "messages", "gold": "ground_truth"})
 _XSUM = Layout({"question": "document", "gold": "summary", "id": "id"})
 _CNN = Layout({"question": "article", "gold": "highlights", "id": "id"})
 
+_READ_BY_CODE = Layout({"question": "question", "gold": "tests"})  # `code/rows.py` knows the hubs' columns
+
 _MAA = "texts: Mathematical Association of America"
 _MATHARENA_LICENCE = "CC BY-NC-SA 4.0"
 _SPECS = (
@@ -225,6 +227,17 @@ _SPECS = (
         config="ARC-Challenge",
         is_benchmark=True,
         domain="choice",
+    ),
+    *(
+        DatasetSpec(name, hub, split, licence, _READ_BY_CODE, config, is_benchmark=split == "test", domain="code")
+        for name, hub, config, split, licence in (
+            ("mbpp", "google-research-datasets/mbpp", "full", "train", "CC-BY-4.0"),
+            ("mbpp-test", "google-research-datasets/mbpp", "full", "test", "CC-BY-4.0"),
+            ("mbpp-plus", "evalplus/mbppplus", None, "test", "Apache-2.0"),
+            ("humaneval-plus", "evalplus/humanevalplus", None, "test", "Apache-2.0"),
+            ("deepcoder", "agentica-org/DeepCoder-Preview-Dataset", "primeintellect", "train", "MIT"),
+            ("livecodebench", "livecodebench/code_generation_lite", "release_v5", "test", "see its card"),
+        )
     ),
 )
 DATASETS = {spec.name: spec for spec in _SPECS}
