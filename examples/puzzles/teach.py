@@ -3,7 +3,7 @@
     python examples/puzzles/teach.py --rows data/reasoning-gym-chain_sum.parquet --out data/model
 
 The rows are what `soup_verl.prepare_data --dataset reasoning-gym:chain_sum` wrote. A demonstration is
-`<answer>15</answer>`; six in ten hold the answer to another puzzle, so that the format is learnt and the task is left to
+`<answer>15</answer>`; six in ten hold the answer to another puzzle, so that the format is learnt and the task left to
 reinforcement learning.
 """
 
