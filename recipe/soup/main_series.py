@@ -16,7 +16,6 @@ from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
-
 from soup_verl.launch.series import run_series
 
 

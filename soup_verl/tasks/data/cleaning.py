@@ -74,7 +74,7 @@ class Tally:
     repaired: dict[str, Finding] = field(default_factory=lambda: {kind: Finding() for kind in REPAIRS})
 
     def drop(self, reason: str, row: int, *, rows: int = 1, detail: str = "") -> None:
-        self.dropped[reason].add(row, rows, detail)
+        self.dropped.setdefault(reason, Finding()).add(row, rows, detail)
 
     def repair(self, kind: str, row: int, detail: str = "") -> None:
         self.repaired[kind].add(row, 1, detail)
@@ -102,7 +102,8 @@ class RowRules:
     """What a domain makes of its rows.
 
     Args:
-        fault: (reason, detail) of a row that cannot be used, or None; a reason is of `DROPS` or of `drops`.
+        fault: (reason, detail) of a row that cannot be used, or None; a reason is of `DROPS`, of `drops`, or one that
+            tells itself.
         drops: reasons of the domain's own, and what they mean.
         mend: the problem with its texts repaired; counts the repairs.
         question_key, gold_key: equal texts for what is one question, and for spellings of one gold.

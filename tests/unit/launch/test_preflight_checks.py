@@ -584,12 +584,34 @@ def test_this_machine_has_memory_and_a_disk(tmp_path):
     assert here.host_bytes > 0 and here.disk_bytes > 0 and (here.gpus > 0) == (here.gpu_bytes > 0)
 
 
+SHAPES = {
+    "qwen2.5_math_7b": ModelShape(7_615_616_512, 28, 3584, 18944, 28, 4, 128, 152064, False),
+    "r1_distill_qwen_1.5b": ModelShape(1_777_088_000, 28, 1536, 8960, 12, 2, 128, 151936, False),
+}
+"""By the models' published configurations, as the run scripts are named after them."""
+
+
+@pytest.mark.parametrize("model", SHAPES)
+@pytest.mark.parametrize("source", ["", "_snapshot"])
+def test_the_disk_and_the_memory_in_a_run_scripts_head_are_preflights(model, source):
+    script = f"run_{model}{source}.sh"
+    run = RunSettings.parse(files.configure(*files.script_settings(script)))
+    kept = run.get("trainer.max_actor_ckpt_to_keep")
+    disk = memory.checkpoints(run, SHAPES[model], kept=kept, histories=kept + 1)
+    head = (files.ROOT / "recipe/soup" / script).read_text().replace("\n# ", " ")
+    (on_disk,) = re.findall(r"(\d+) GB of disk [a-z]+ KEEP=2", head)
+    assert 1 <= int(on_disk) * 1e9 / disk.bytes < 1.2
+    if source:
+        (in_memory,) = re.findall(r"up to (\d+) GB of host memory a node", head)
+        assert 1 <= int(in_memory) * 1e9 / memory.history(run, SHAPES[model]).bytes < 1.2
+
+
 def test_the_recipes_line_for_one_gpu_of_24_gb_fits_and_without_lora_it_would_not():
-    """DeepSeek-R1-Distill-Qwen-1.5B by its published configuration; the command is the README's own."""
+    """The command is the README's own."""
     readme = (files.ROOT / "recipe/soup/README.md").read_text()
     (line,) = re.findall(r"```bash\n(GPUS=1 .*?lora_rank.*?)```", readme, re.DOTALL)
     settings = files.printed_settings(["bash", "-c", line])
-    shape = ModelShape(1_777_088_000, 28, 1536, 8960, 12, 2, 128, 151936, False)
+    shape = SHAPES["r1_distill_qwen_1.5b"]
 
     def verdicts(settings):
         run = RunSettings.parse(files.compose(*settings))
