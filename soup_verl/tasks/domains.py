@@ -23,6 +23,7 @@ DOMAINS = {
     "puzzles": "soup_verl.tasks.puzzles",
     "instructions": "soup_verl.tasks.text.instructions",
     "summaries": "soup_verl.tasks.text.summaries",
+    "code": "soup_verl.tasks.code",
 }
 """Name -> module, imported when a row of it is met."""
 FIELDS = ("score", "acc", "format", "timeout", "error", "pred")
