@@ -23,7 +23,6 @@ DOMAINS = {
     "puzzles": "soup_verl.tasks.puzzles",
     "instructions": "soup_verl.tasks.text.instructions",
     "summaries": "soup_verl.tasks.text.summaries",
-    "code": "soup_verl.tasks.code",
 }
 """Name -> module, imported when a row of it is met."""
 FIELDS = ("score", "acc", "format", "timeout", "error", "pred")
