@@ -65,16 +65,10 @@ def speed(count: int) -> str:
 def _used() -> float:
     """Seconds of processor time: this process's, its children's, and of those that they waited for."""
     ticks = 0
-    for process in ("self", *Path(f"/proc/self/task/{os.getpid()}/children").read_text().split(), *_of_threads()):
+    for process in ("self", *_children()):
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         ticks += sum(map(int, fields[11:15]))
     return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _of_threads() -> list[str]:
-    """Children that other threads than the first have started."""
-    tasks = [task for task in Path("/proc/self/task").iterdir() if task.name != str(os.getpid())]
-    return [child for task in tasks for child in (task / "children").read_text().split()]
 
 
 def _in_threads(count: int, function: Callable[[int], float]) -> list[float]:
@@ -84,16 +78,25 @@ def _in_threads(count: int, function: Callable[[int], float]) -> list[float]:
 
 def state() -> dict[str, float]:
     """What a leak would add to."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
     own = [p for p in Path("/proc").glob("[0-9]*/cmdline") if b"tasks/code/jail.py" in _read(p)]
     return {
         "sandbox processes": len(own),
         "descriptors": len(os.listdir("/proc/self/fd")),
         "temporary files": len(list(Path(tempfile.gettempdir()).glob("soup-program-*"))),
         "mounts": len(Path("/proc/self/mounts").read_text().splitlines()),
-        "memory, MB": int(status["VmRSS"].split()[0]) / 1024,
-        "threads": int(status["Threads"]),
+        "memory, MB": _memory_mb("self"),
+        "memory of the server, MB": max(map(_memory_mb, _children())),
+        "threads": len(os.listdir("/proc/self/task")),
     }
+
+
+def _children() -> list[str]:
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+
+
+def _memory_mb(process: str) -> float:
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
 def _read(path: Path) -> bytes:
@@ -115,7 +118,7 @@ def leak(runs: int) -> str:
 
     _in_threads(20, run)
     before = state()
-    wrong = sum(_in_threads(runs, run))
+    wrong = sum(sum(_in_threads(min(100, runs - done), run)) for done in range(0, runs, 100))
     after = state()
     lines = [f"{name}: {before[name]:.1f} before, {after[name]:.1f} after" for name in before]
     return "\n".join([f"{runs} programs, {wrong:.0f} judged otherwise than expected", *lines])
@@ -126,6 +129,7 @@ def main() -> None:
     parser.add_argument("--speed", type=int, default=100, metavar="N", help="programs for each speed (default 100)")
     parser.add_argument("--runs", type=int, default=0, metavar="N", help="programs of the search for leaks (default 0)")
     options = parser.parse_args()
+    compute_score("d", SUM, stdin_gold(1), EXTRA)  # the server is the first thread's child
     if options.speed:
         sys.stdout.write(speed(options.speed) + "\n")
     if options.runs:

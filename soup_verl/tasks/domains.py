@@ -18,11 +18,11 @@ from soup_verl.tasks.data.prompt_templates import Instruction
 MATHEMATICS = "mathematics"
 DOMAINS = {
     MATHEMATICS: "soup_verl.tasks.mathematics",
+    "code": "soup_verl.tasks.code",
     "choice": "soup_verl.tasks.choice",
     "puzzles": "soup_verl.tasks.puzzles",
     "instructions": "soup_verl.tasks.text.instructions",
     "summaries": "soup_verl.tasks.text.summaries",
-    "code": "soup_verl.tasks.code",
 }
 """Name -> module, imported when a row of it is met."""
 FIELDS = ("score", "acc", "format", "timeout", "error", "pred")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from soup_verl.tasks.code.gold import Tests, read_tests
+from soup_verl.tasks.code.gold import Suite, read_tests
 from soup_verl.tasks.code.rows import ROWS, problems
 from soup_verl.tasks.code.sandbox import ISOLATIONS, Limits, Sandbox
 from soup_verl.tasks.data.prompt_templates import Instruction
@@ -99,7 +99,7 @@ def last_block(response: str) -> str:
     return blocks[-1].strip("\n") if blocks else ""
 
 
-def judge(program: str, tests: Tests, limits: Limits, isolation: str, *, max_tests: int, every: bool) -> Verdict:
+def judge(program: str, tests: Suite, limits: Limits, isolation: str, *, max_tests: int, every: bool) -> Verdict:
     """Run the first `max_tests` tests, up to the first failure unless `every` one is asked for."""
     chosen = tests.tests[:max_tests]
     text = f"{tests.prelude}\n{program}" if tests.prelude else program

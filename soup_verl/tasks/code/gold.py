@@ -15,7 +15,7 @@ STYLES = ("stdin", "assert")
 
 
 @dataclass(frozen=True)
-class Tests:
+class Suite:
     """Args:
     style: of `STYLES`.
     tests: (input, expected output) each, or Python text each, which raises where a program is wrong.
@@ -36,7 +36,7 @@ class Tests:
         return json.dumps({"style": "assert", "setup": self.setup, "prelude": self.prelude, "tests": tests})
 
 
-def read_tests(ground_truth: Any) -> Tests:
+def read_tests(ground_truth: Any) -> Suite:
     """The tests of a row.
 
     Raises:
@@ -55,12 +55,12 @@ def read_tests(ground_truth: Any) -> Tests:
         texts = [found.get("setup", ""), found.get("prelude", ""), *tests]
         if not all(isinstance(text, str) for text in texts):
             raise _broken(ground_truth, "tests, setup and prelude that are Python text")
-        return Tests("assert", tuple(tests), texts[0], texts[1])
+        return Suite("assert", tuple(tests), texts[0], texts[1])
     if not all(isinstance(t, Mapping) and isinstance(t.get("input"), str) for t in tests) or not all(
         isinstance(t.get("output"), str) for t in tests
     ):
         raise _broken(ground_truth, "an input and an output, both text, in every test")
-    return Tests("stdin", tuple((t["input"], t["output"]) for t in tests))
+    return Suite("stdin", tuple((t["input"], t["output"]) for t in tests))
 
 
 def _broken(ground_truth: Any, expected: str) -> ValueError:

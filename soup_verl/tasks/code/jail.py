@@ -7,15 +7,17 @@
                                                                         └─── fork ──► its tests, in `remote.py`'s way
 
 FD is a socket over which the sockets come, one a program. On those go messages of `remote.send`: the job first,
-answered by {"ready": true} or {"refused": why}; then, as the style has it, {"input": text} -> {"end", "output": text} any
-number of times, or {"setup", "tests", "all"} -> {"end", "passed": [bool, ..]} once. When a socket closes, its program
-ends; when FD does, everything does. `end` is "", or how the program came to no good end: "crashed", "timeout", "output"
-(more than is read).
+answered by {"ready": true} or {"refused": why}; then, as the style has it, {"input": text} -> {"end", "output": text}
+any number of times, or {"setup", "tests", "all"} -> {"end", "passed": [bool, ..]} once. When a socket closes, its
+program ends; when FD does, everything does. `end` is "", or how the program came to no good end: "crashed", "timeout",
+"output" (more than is read).
 """
 
 from __future__ import annotations
 
+import atexit
 import builtins
+import gc
 import importlib
 import os
 import resource
@@ -216,9 +218,24 @@ def run_module(source: str, name: str = "program") -> dict[str, Any]:
 
 
 def run_program(source: str) -> NoReturn:
-    """As `python program.py` does; the interpreter ends as usual, by the way of its `atexit`."""
-    run_module(source, "__main__")
-    sys.exit(0)
+    """As `python program.py` does, threads and `atexit` included; but the interpreter is not taken apart at the end,
+    which would cost more than most programs."""
+    status = 1
+    try:
+        run_module(source, "__main__")
+        status = 0
+    except SystemExit as left:
+        status = left.code if isinstance(left.code, int) else int(left.code is not None)
+    except BaseException:  # what Python would print a traceback of
+        pass
+    try:
+        if "threading" in sys.modules:
+            sys.modules["threading"]._shutdown()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+    except BaseException:  # the program may have broken any of them
+        status = 1
+    os._exit(status & 255)
 
 
 def check(tests: dict[str, Any], ask: Any, verdict: int) -> NoReturn:
@@ -302,4 +319,5 @@ for name in ("bisect", "collections", "functools", "heapq", "math", "random", "r
     importlib.import_module(name)  # once, for all programs
 
 if __name__ == "__main__":
+    gc.freeze()  # what is imported stays shared between the forks
     main(int(sys.argv[1]))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from soup_verl.tasks.code.gold import Tests, read_tests
+from soup_verl.tasks.code.gold import Suite, read_tests
 from soup_verl.tasks.data.cleaning import Fault, RowRules
 from soup_verl.tasks.data.datasets import DatasetSpec, Problem
 from soup_verl.tasks.data.layouts import DataError, as_text
@@ -44,7 +44,7 @@ class Read:
     """What a row says: its question, its tests, and its own solution."""
 
     question: str
-    tests: Tests
+    tests: Suite
     id: str = ""
     solution: str = ""
 
@@ -55,7 +55,7 @@ def _plain(row: Mapping[str, Any]) -> Read:
     try:
         tests = read_tests(gold)
     except ValueError:
-        tests = Tests("assert", ())
+        tests = Suite("assert", ())
     return Read(as_text(row["question"]), tests, as_text(row.get("id")), as_text(row.get("solution")))
 
 
@@ -67,14 +67,14 @@ def _mbpp(row: Mapping[str, Any]) -> Read:
     if row.get("test"):  # MBPP+: one text with all inputs and results
         tests = (as_text(row["test"]),)
     question = as_text(row["text"] if "text" in row else row["prompt"])
-    return Read(question + shown, Tests("assert", tests, setup), as_text(row["task_id"]), as_text(row["code"]))
+    return Read(question + shown, Suite("assert", tests, setup), as_text(row["task_id"]), as_text(row["code"]))
 
 
 def _human_eval(row: Mapping[str, Any]) -> Read:
     """HumanEval (arXiv 2107.03374) and HumanEval+: what stands above the function in its prompt is given to it."""
     prompt, name = as_text(row["prompt"]), as_text(row["entry_point"])
     test = f"{as_text(row['test'])}\ncheck({name})" if row["test"] else ""
-    tests = Tests("assert", (test,) if test else (), prelude=prompt.rpartition(f"def {name}")[0])
+    tests = Suite("assert", (test,) if test else (), prelude=prompt.rpartition(f"def {name}")[0])
     question = f"Complete this function.\n```python\n{prompt.strip()}\n```"
     return Read(question, tests, as_text(row["task_id"]), prompt + as_text(row["canonical_solution"]))
 
@@ -106,10 +106,10 @@ def _bare(solution: str) -> str:
     return solution.strip().removeprefix("```python").removesuffix("```").strip()
 
 
-def _cases(found: list[Mapping[str, Any]], name: str | None) -> Tests:
+def _cases(found: list[Mapping[str, Any]], name: str | None) -> Suite:
     if name is None:
-        return Tests("stdin", tuple((as_text(t["input"]), as_text(t["output"])) for t in found))
-    return Tests("assert", tuple(_call(name, t["input"], t["output"]) for t in found), prelude=TYPES)
+        return Suite("stdin", tuple((as_text(t["input"]), as_text(t["output"])) for t in found))
+    return Suite("assert", tuple(_call(name, t["input"], t["output"]) for t in found), prelude=TYPES)
 
 
 TYPES = "from typing import *"

@@ -118,6 +118,7 @@ class Sandbox:
         self._socket = _server().connect()
         work = None if self._work is None else self._work.name
         if work is not None and self._job["uid"] is not None:
+            _check_readable()
             os.chown(work, self._job["uid"], -1)
         visible, path = _visible()
         limits = vars(self._limits) | {"processes": self._most_processes()}
@@ -202,7 +203,21 @@ def _user() -> int | None:
         return None
     ranges = [tuple(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text().splitlines()]
     most = max(first + count for first, _, count in ranges)
-    return random.SystemRandom().randrange(1 << 30, 1 << 31) if most > 1 << 31 else random.randrange(60_000, 65_000)
+    for first, last in ((1 << 30, 1 << 31), (60_000, 65_000)):
+        if most > last:
+            return random.SystemRandom().randrange(first, last)
+    return None  # root of a container that has no other user
+
+
+def _check_readable() -> None:
+    """Without a root of its own another user must be able to import Python's library. Raises Refused."""
+    library = Path(os.__file__).parent
+    for folder in (library, *library.parents):
+        if not folder.stat().st_mode & 0o001:
+            raise Refused(
+                f"isolation='limits' as root: programs run as another user, who cannot read {folder}, where Python's "
+                "library is. Use a Python that all can read, or isolation=required"
+            )
 
 
 def _visible() -> tuple[list[tuple[str, str]], list[str]]:
