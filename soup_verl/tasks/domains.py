@@ -18,6 +18,8 @@ from soup_verl.tasks.data.prompt_templates import Instruction
 MATHEMATICS = "mathematics"
 DOMAINS = {
     MATHEMATICS: "soup_verl.tasks.mathematics",
+    "code": "soup_verl.tasks.code",
+    "choice": "soup_verl.tasks.choice",
     "puzzles": "soup_verl.tasks.puzzles",
     "instructions": "soup_verl.tasks.text.instructions",
     "summaries": "soup_verl.tasks.text.summaries",

@@ -8,7 +8,7 @@ from verl.experimental.separation.engine_workers import DetachActorWorker
 from verl.single_controller.base.decorator import MAGIC_ATTR, Dispatch
 from verl.trainer import main_ppo
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
-from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSync, get_trainer_cls
+from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync, PPOTrainerSync, get_trainer_cls
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.utils.config import validate_config
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDPEngineWithValueHead
@@ -17,12 +17,14 @@ from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from soup_verl.launch.task_runner import SoupTaskRunner
 from soup_verl.stack.actor_worker import SoupActorWorker
 from soup_verl.stack.cpu import training
+from soup_verl.stack.down_sampling import DownSampling
 from soup_verl.stack.dynamic_sampling import NotingReplayBuffer
 from soup_verl.stack.failures import ExplainedFailures
 from soup_verl.stack.history_checkpoints import HistoryCheckpoints
-from soup_verl.stack.inflight_trainer import SoupColocateAsyncTrainer
+from soup_verl.stack.inflight_trainer import InflightStages, SoupColocateAsyncTrainer, SoupSeparateAsyncTrainer
 from soup_verl.stack.keeping_worker import KeepingActorWorker
 from soup_verl.stack.trainer import SoupStages
+from soup_verl.stack.validation import ExplainedValidation
 from tests.contract import verl_trainer
 
 pytestmark = pytest.mark.contract
@@ -39,14 +41,18 @@ OVERRIDES = [
     (
         SoupStages,
         PPOTrainerSync,
-        "_init_dataloader _init_resource_pool_mgr on_train_begin step _validate _val_metrics_update _next_train_batch "
-        "_submit_batch_to_rollout on_sample_end _balance_batch _compute_advantage _update_actor on_step_end "
-        "_consume_sync_metrics _build_replay_buffer",
+        "_init_dataloader _init_resource_pool_mgr on_train_begin step _next_train_batch _submit_batch_to_rollout "
+        "on_sample_end _balance_batch _compute_advantage _update_actor on_step_end _consume_sync_metrics "
+        "_build_replay_buffer",
     ),
+    (DownSampling, PPOTrainerSync, ""),
+    (ExplainedValidation, PPOTrainerSync, "_validate _val_metrics_update"),
     (HistoryCheckpoints, PPOTrainerSync, "_save_checkpoint _load_checkpoint"),
     (ExplainedFailures, PPOTrainerSync, ""),
     (NotingReplayBuffer, ReplayBuffer, "_clear_groups"),
-    (SoupColocateAsyncTrainer, PPOTrainerColocateAsync, "get_llm_client _balance_batch"),
+    (InflightStages, PPOTrainerColocateAsync, "_balance_batch"),
+    (SoupColocateAsyncTrainer, PPOTrainerColocateAsync, "get_llm_client"),
+    (SoupSeparateAsyncTrainer, PPOTrainerSeparateAsync, "get_llm_client"),
     (training.CpuTrainer, PPOTrainerSync, "_build_replay_buffer _init_resource_pool_mgr"),
     (SoupActorWorker, DetachActorWorker, "init_model"),
     (

@@ -16,8 +16,8 @@ MORE = {
 """Settings that no example file has."""
 
 
-ASYNCHRONOUS = ("neighbors/partial_rollout",)
-"""Has a trainer of its own, and runs of its own: `test_inflight.py`."""
+ASYNCHRONOUS = ("neighbors/partial_rollout", "neighbors/partial_rollout_two_pools")
+"""Have trainers of their own, and runs of their own: `test_inflight.py`."""
 
 
 def names() -> list[str]:
@@ -40,7 +40,7 @@ NEEDED = {
 """What a file's own settings ask of a run, or of a short one."""
 
 SELDOM = ("neighbors/failure_prefixes",)
-"""Mix only what happened to be solved every time, and failed before."""
+"""Mix only what was solved every time, and failed before: where `seldom_wrong` rewards, at every other visit."""
 
 LAST = (3, 4)
 """With two batches an epoch every source has history for these steps."""
@@ -56,7 +56,9 @@ def data(name: str) -> str:
     """The prompts of a run, by their reward: some methods need responses that are right."""
     if name == "neighbors/dapo_soup":
         return "half"  # so that every step replaces groups, however the rest goes
-    return "mostly" if name in ("neighbors/exgrpo", "neighbors/prefix_sampling", *SELDOM) else "varied"
+    if name in SELDOM:
+        return "seldom_wrong"
+    return "mostly" if name in ("neighbors/exgrpo", "neighbors/prefix_sampling") else "varied"
 
 
 def overrides(name: str) -> tuple[str, ...]:

@@ -95,7 +95,7 @@ def test_no_process_and_no_thread_stays_behind(fired):
 
     report, folder = fired
     assert report["threads_left"] == 0
-    assert survivors(folder, within=10.0) == []
+    assert survivors(folder) == []
 
 
 @pytest.mark.e2e

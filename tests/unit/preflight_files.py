@@ -96,7 +96,7 @@ def script_settings(name: str, *given: str, **knobs: str) -> list[str]:
 def printed_settings(command: list[str], **knobs: str) -> list[str]:
     """What a run script prints with DRY_RUN=1: its settings, one a line."""
     environment = {**os.environ, "DRY_RUN": "1", **knobs}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=True)
     return done.stdout.splitlines()
 
 

@@ -22,7 +22,7 @@ def called(script, *given, tmp_path, **knobs):
     python.chmod(0o755)
     calls = tmp_path / "calls"
     environment = {**os.environ, **knobs, "PYTHON": str(python), "CALLS": str(calls)}
-    subprocess.run(["bash", ROOT / "recipe/soup" / script, *given], env=environment, check=True, timeout=30)
+    subprocess.run(["bash", ROOT / "recipe/soup" / script, *given], env=environment, check=True, timeout=600)
     return [line.split("\0")[:-1] for line in calls.read_text().splitlines()]
 
 
@@ -76,7 +76,7 @@ def test_the_settings_of_a_model_and_data_of_ones_own():
 def test_a_missing_knob_is_one_line(knobs, message):
     environment = {k: v for k, v in os.environ.items() if k not in OWN} | {"DRY_RUN": "1"} | knobs
     done = subprocess.run(
-        ["bash", ROOT / "recipe/soup/run.sh"], env=environment, capture_output=True, text=True, timeout=30
+        ["bash", ROOT / "recipe/soup/run.sh"], env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode != 0 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and message in done.stderr

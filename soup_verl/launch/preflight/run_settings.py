@@ -10,6 +10,7 @@ from typing import Any
 from soup_verl.launch.preflight import sizing
 from soup_verl.method.config import SoupConfig
 from soup_verl.method.mixing import mixed_sessions
+from soup_verl.records.settings import value_at
 
 _ELEMENT_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2, "auto": 2, "half": 2}
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
@@ -29,10 +30,7 @@ class RunSettings:
 
     def get(self, path: str, default: Any = None) -> Any:
         """The value at a dotted path; `default` where there is none or null."""
-        node: Any = self.plain
-        for part in path.split("."):
-            node = node.get(part) if isinstance(node, Mapping) else None
-        return default if node is None else node
+        return value_at(self.plain, path, default)
 
     @property
     def on_cpu(self) -> bool:
@@ -50,6 +48,21 @@ class RunSettings:
     def world_size(self) -> int:
         """GPUs, or ranks on a CPU."""
         return self.gpus_per_node * self.nodes
+
+    @property
+    def rolls_out_apart(self) -> bool:
+        """Whether rollout engines have GPUs of their own, and none of the trainer's."""
+        apart = "separate_async" in self.get("trainer.v1.trainer_mode", "")
+        return apart and not self.get("actor_rollout_ref.hybrid_engine", True)
+
+    @property
+    def rollout_pool(self) -> str:
+        """The section whose `n_gpus_per_node` and `nnodes` are those that replicas of the rollout engine share."""
+        return ROLLOUT if self.rolls_out_apart else "trainer"
+
+    @property
+    def rollout_gpus(self) -> int:
+        return self.get(f"{self.rollout_pool}.n_gpus_per_node", 1) * self.get(f"{self.rollout_pool}.nnodes", 1)
 
     @property
     def n(self) -> int:
