@@ -18,6 +18,7 @@ from soup_verl.launch.preflight.run_settings import RunSettings
 from soup_verl.rehearsal.processes import StageFailed
 from soup_verl.stack.prompt_builder import prompt_builder
 from soup_verl.tasks.data.datasets import find_dataset
+from soup_verl.tasks.data.puzzles import is_puzzles
 
 PREPARE_DATA = "soup_verl.prepare_data"
 
@@ -73,12 +74,18 @@ def make(preparation: Preparation, places: Places) -> bool:
     out = places.own(preparation.file)
     module, *arguments = preparation.command
     moved = [places.find(a) if a != str(Path(preparation.file).parent) else str(Path(out).parent) for a in arguments]
-    if preparation.is_data:
-        name = arguments[arguments.index("--dataset") + 1]
-        rows = "benchmark" if find_dataset(name).is_benchmark else "training"
-        moved += ["--from", str(Path(__file__).with_name(f"{rows}.jsonl"))]
+    if preparation.is_data and not is_puzzles(name := arguments[arguments.index("--dataset") + 1]):
+        moved += ["--from", str(own_rows(name))]
     _run_module(module, moved)
     return True
+
+
+def own_rows(dataset: str) -> Path:
+    """The file of this package that stands for a data set: of its domain, where that has rows of a form of its own."""
+    spec = find_dataset(dataset)
+    rows = "benchmark" if spec.is_benchmark else "training"
+    of_domain = Path(__file__).with_name(f"{spec.domain}_{rows}.jsonl")
+    return of_domain if of_domain.exists() else of_domain.with_name(f"{rows}.jsonl")
 
 
 def _run_module(module: str, arguments: Sequence[str]) -> None:

@@ -37,19 +37,22 @@ def test_every_data_set_can_be_made_from_our_rows(places, name):
     assert len(rows) == 12 and {r["data_source"] for r in rows} == {name}
 
 
-def test_our_training_rows_hold_no_benchmark_question(places):
-    make(prepare("math-500", "data/mine/benchmarks"), places)
-    make(prepare("dapo-math-17k", "data/mine", "--benchmarks-from", "data/mine/benchmarks/math-500.parquet"), places)
-    report = json.loads(Path(places.own("data/mine/dapo-math-17k.report.json")).read_text())
+@pytest.mark.parametrize(
+    ("training", "benchmark"), [("dapo-math-17k", "math-500"), ("mbpp", "mbpp-test"), ("if-rlvr", "ifeval")]
+)
+def test_our_training_rows_hold_no_benchmark_question(places, training, benchmark):
+    make(prepare(benchmark, "data/mine/benchmarks"), places)
+    make(prepare(training, "data/mine", "--benchmarks-from", f"data/mine/benchmarks/{benchmark}.parquet"), places)
+    report = json.loads(Path(places.own(f"data/mine/{training}.report.json")).read_text())
     assert report["kept"] == 12
-    assert report["benchmarks"] == {"math-500.parquet": {"questions": 12, "rows_dropped": 0}}
+    assert report["benchmarks"] == {f"{benchmark}.parquet": {"questions": 12, "rows_dropped": 0}}
 
 
 def test_our_answers_are_of_a_form_that_the_recipes_reward_can_judge():
     from soup_verl.tasks.reward import compute_score
 
-    for file in Path(rehearsal.__file__).parent.glob("*.jsonl"):
-        for line in file.read_text().splitlines():
+    for name in ("training", "benchmark"):
+        for line in Path(rehearsal.__file__).with_name(f"{name}.jsonl").read_text().splitlines():
             problem = json.loads(line)
             answer = f"So it is \\boxed{{{problem['answer']}}}."
             assert compute_score("math", answer, problem["answer"], {})["score"] == 1, problem
