@@ -79,7 +79,7 @@ TRAINING = [
 
 def examples() -> list[str]:
     """`ablations=age` and so on, one a shipped file."""
-    files = sorted(p for folder in ("ablations", "neighbors") for p in (CONFIG / folder).glob("*.yaml"))
+    files = sorted(p for folder in ("domains", "ablations", "neighbors") for p in (CONFIG / folder).glob("*.yaml"))
     return [f"{p.parent.name}={p.stem}" for p in files]
 
 

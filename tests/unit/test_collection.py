@@ -15,6 +15,7 @@ from tests.unit.preflight_files import script_settings
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipe" / "soup"
 README = (RECIPE / "README.md").read_text()
+(VERL,) = re.findall(r'^VERL = "(.+)"$', (ROOT / "setup.py").read_text(), re.MULTILINE)
 RUFF = """
 line-length = 120
 target-version = "py310"
@@ -36,13 +37,12 @@ def mounted(tmp_path):
 def test_the_required_verl_is_the_pinned_one():
     lines = (RECIPE / "REQUIRED_VERL.txt").read_text().splitlines()
     given = dict(line.split("=", 1) for line in lines if not line.startswith("#"))
-    (version,) = re.findall(r'^VERL = "(.+)"$', (ROOT / "setup.py").read_text(), re.MULTILINE)
-    assert given.pop("NOTES").count(f"verl=={version}") == 1
+    assert given.pop("NOTES").count(f"verl=={VERL}") == 1
     assert given == {
         "UPSTREAM": "https://github.com/verl-project/verl.git",
         "MODE": "pinned_tag",
-        "TAG": f"v{version}",
-        "PIP_INSTALL": f"pip install verl=={version}",
+        "TAG": f"v{VERL}",
+        "PIP_INSTALL": f"pip install verl=={VERL}",
     }
 
 
@@ -54,9 +54,10 @@ def test_the_notes_name_what_is_pinned_besides():
 
 
 def test_the_readme_opens_with_the_required_version_the_papers_badge_and_its_citation():
-    version, citation, *_ = re.findall(r"^## (.+)$", README, re.MULTILINE)
-    assert (version, citation) == ("Required `verl` version", "Citation")
+    first, second, *_ = re.findall(r"^## (.+)$", README, re.MULTILINE)
+    assert (first, second) == ("Required `verl` version", "Citation")
     opening = README.partition("## Citation")[0]
+    assert f"verl {VERL}, exactly" in opening
     assert "[`REQUIRED_VERL.txt`](REQUIRED_VERL.txt)" in opening
     paper = "arxiv.org/abs/2601.21476"
     assert re.search(rf"\(https://img.shields.io/badge/arXiv-2601.21476-\S+\)\]\(https://{paper}\)", opening)

@@ -238,7 +238,7 @@ def json_format(text: str) -> bool:
 @check("detectable_format:title")
 def title(text: str) -> bool:
     """<<the like>> within a line."""
-    return any(line[line.find("<<") : line.rfind(">>")].strip("< ") for line in text.splitlines() if "<<" in line)
+    return any(line.partition("<<")[2].rpartition(">>")[0].strip("<> ") for line in text.splitlines())
 
 
 @check("combination:two_responses")

@@ -347,7 +347,8 @@ def test_a_function_that_is_not_there_is_refused_by_its_key(tmp_path, body, key,
     assert told.format(folder=tmp_path) in error and len(error) < 600
 
 
-def test_verls_own_function_says_which_data_it_does_not_know(tmp_path):
+def test_verls_own_function_says_which_data_it_does_not_know(tmp_path, monkeypatch):
+    monkeypatch.setattr(golds, "LOAD_LIMIT_S", 600.0)  # to import verl takes a busy machine a minute
     error = str(graded(tmp_path, {}, rows(2))["reward of a gold"].error)
     assert (
         error.startswith(f"{FUNCTION}.path=None")

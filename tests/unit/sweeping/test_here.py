@@ -38,7 +38,7 @@ def test_every_run_is_trained_in_order_and_said(tmp_path, capsys):
 
 def test_the_run_under_way_is_said_with_its_number(tmp_path, monkeypatch):
     """Each goes on when it has been said."""
-    lines = []
+    lines, deadline = [], time.monotonic() + 60
 
     def say(line):
         lines.append(line)
@@ -47,6 +47,7 @@ def test_the_run_under_way_is_said_with_its_number(tmp_path, monkeypatch):
     def begin_slowly(configs):
         for config in configs:
             while not (tmp_path / config.trainer.experiment_name).exists():
+                assert time.monotonic() < deadline
                 time.sleep(0.02)
             finish(config)
 

@@ -15,6 +15,7 @@ CASES = ["AaBb", "aabb", "AABB", "Aabb"]  # genotypes: case is all that tells th
 LETTERS = ["B", "C", "A", "K"]  # options whose texts are letters: blood groups, vitamins, elements
 ARTICLES = ["dog", "a dog", "the cat", "A"]
 TWINS = ["5", "6", "5.", "7"]  # the publisher's slip: A and C are one answer
+LENGTHS = ["5 cm", r"7\,\mathrm{cm}"]
 MOLECULES = ["CO2", r"$\mathrm{H_2O}$", "C2O", "NaCl"]
 SAME_VALUES = ["0.5", r"\frac12", "2", "3"]
 BOTH = ["Only I", "Only II", "Both A and B", "A, B"]
@@ -90,6 +91,8 @@ ACCEPTED = [
     *((MOLECULES, "A", box) for box in ("CO2", "A", "A: CO2", r"\mathrm{CO2}", "co2")),
     *((MOLECULES, "B", box) for box in ("H_2O", r"\mathrm{H_2O}", r"\text{H}_2\text{O}", "H_{2}O")),
     *((SAME_VALUES, "A", box) for box in ("A", "0.5", "A) 0.5")),
+    *((LENGTHS, "A", box) for box in ("5 cm", "5.0 cm", r"5\ \text{cm}", "A) 5 cm", "50 mm")),
+    *((LENGTHS, "B", box) for box in ("7 cm", r"7\text{ cm}", r"7.0\,\mathrm{cm}")),
     *((BOTH, "C", box) for box in ("C", "Both A and B", "C) Both A and B")),
     *((BOTH, "D", box) for box in ("D", "A, B", "D) A, B")),
     *((PRICES, "A", box) for box in ("A", r"\$5", "$5", r"A) \$5", r"\text{\$5}")),
@@ -153,6 +156,7 @@ REFUSED = [
     *((TWINS, "A", box) for box in ("B", "A) 6", "C) 7", "5, 5", "A, C")),
     *((MOLECULES, "A", box) for box in ("C2O", "2CO", "CO_3", "CO", "OC2", "A: C2O")),
     *((SAME_VALUES, "A", box) for box in ("B", r"\frac{1}{2}", "1/2", "A) 2")),  # one half is B, or both
+    *((LENGTHS, "A", box) for box in ("5", "5 m", "5 kg", "7 cm", "A) 5", "A) 7 cm")),  # the unit is part of the text
     *((BOTH, "A", box) for box in ("Both A and B", "A, B", "Only II", "I")),
     *((PRICES, "A", box) for box in ("5", "50", r"\$50", "5%", "$5 or $6", r"A) \$50")),
 ]

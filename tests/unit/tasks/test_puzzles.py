@@ -274,6 +274,6 @@ def test_a_maker_that_ends_says_why_and_one_that_is_not_needed_any_more_is_ended
     with pytest.raises(Exception, match="reasoning-gym could make no more of chain_sum .*min_terms must be positive"):
         list(drawn("chain_sum", {"min_terms": 0}, 0))
     assert check_family("chain_sum") is None
-    rows = list(make("chain_sum", {}, size=2, seed=0, is_test=False))
-    assert [json.loads(row["answer"])["family"] for _, row in rows] == ["chain_sum"] * 2
+    rows = list(make("bf", {}, size=2, seed=0, is_test=False))  # which prints while it makes them
+    assert [json.loads(row["answer"])["family"] for _, row in rows] == ["bf"] * 2
     assert puzzle_spec("reasoning-gym:chain_sum-test", size=1, seed=0, settings=[]).is_benchmark

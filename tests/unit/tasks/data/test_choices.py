@@ -103,6 +103,7 @@ def test_gpqa_is_shuffled_by_the_rows_id_alone():
     # Of 400 fair draws from four letters each comes up 100 times, give or take 5 standard deviations of 8.7.
     assert all(57 <= golds.count(letter) <= 143 for letter in "ABCD")
     assert {tuple(sorted(p.extra["options"])) for p in one} == {("ant", "cat", "crab", "hen\n")}
+    assert {p.extra["options"][ascii_uppercase.index(p.gold)] for p in one} == {"ant"}
     # Written down once: another order would make every number measured before another one.
     assert problem_of("gpqa-diamond", GPQA).extra["options"] == ["ant", "hen\n", "crab", "cat"]
 

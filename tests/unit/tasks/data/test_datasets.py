@@ -166,6 +166,7 @@ def test_a_prompt_that_is_no_chat_is_refused():
 def test_names_are_lower_case_and_every_benchmark_is_one():
     assert all(name == name.lower() for name in DATASETS)
     training = {"dapo-math-17k", "openr1-math-46k", "math-level3-5", "gsm8k"}
+    training |= {"mbpp", "deepcoder", "if-rlvr", "xsum", "cnn-dailymail"}
     assert {name for name, spec in DATASETS.items() if not spec.is_benchmark} == training
 
 

@@ -78,7 +78,12 @@ CASES = [
         ['{"a": [1]}', '```json\n{"a": 1}\n```', "3"],
         ["{a: 1}", "Here: {}", "[" * 100_000],
     ),
-    ("detectable_format:title", {}, ["<<A poem>>\nRoses", "x <<a>> y"], ["<< >>", "<<a\n>>", ">>a<<", "<a>"]),
+    (
+        "detectable_format:title",
+        {},
+        ["<<A poem>>\nRoses", "x <<a>> y"],
+        ["<< >>", "<<a\n>>", "<<a title", ">>a<<", "<a>"],
+    ),
     ("combination:two_responses", {}, ["a\n******\nb"], ["a", "a******a", "a******b******c"]),
     ("combination:repeat_prompt", {"prompt_to_repeat": "Say hi. "}, ["say hi. Hi!"], ["Hi! Say hi."]),
     ("startend:end_checker", {"end_phrase": "That is all."}, ['So. that is ALL."\n'], ["That is all. Bye."]),
