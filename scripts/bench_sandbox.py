@@ -8,6 +8,7 @@ leak    processes, descriptors, temporary files and memory of the caller before 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -21,6 +22,7 @@ from pathlib import Path
 from soup_verl.tasks.reward import compute_score
 
 EXTRA = {"domain": "code"}
+PARTS, BATCH = 5, 50
 SUM = "```python\na, b = map(int, input().split())\nprint(a + b)\n```"
 FUNCTION = "```python\ndef add(a, b):\n    return a + b\n```"
 HOSTILE = [
@@ -78,9 +80,8 @@ def _in_threads(count: int, function: Callable[[int], float]) -> list[float]:
 
 def state() -> dict[str, float]:
     """What a leak would add to."""
-    own = [p for p in Path("/proc").glob("[0-9]*/cmdline") if b"tasks/code/jail.py" in _read(p)]
     return {
-        "sandbox processes": len(own),
+        "processes below this one": len(_below(str(os.getpid()))),
         "descriptors": len(os.listdir("/proc/self/fd")),
         "temporary files": len(list(Path(tempfile.gettempdir()).glob("soup-program-*"))),
         "mounts": len(Path("/proc/self/mounts").read_text().splitlines()),
@@ -99,15 +100,18 @@ def _memory_mb(process: str) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
+def _below(process: str) -> list[str]:
+    """All that descend from a process and have not ended."""
+    found = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{process}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                found += [child] * bool(Path(f"/proc/{child}/cmdline").read_bytes()) + _below(child)
+    return found
 
 
 def leak(runs: int) -> str:
-    """A line for each number, before and after."""
+    """A line for each number: before, and after each part of the runs."""
     one, other = stdin_gold(1), assert_gold(1)
 
     def run(i: int) -> float:
@@ -117,10 +121,14 @@ def leak(runs: int) -> str:
         return 1.0 - float(compute_score("d", response, gold, EXTRA)["score"])
 
     _in_threads(20, run)
-    before = state()
-    wrong = sum(sum(_in_threads(min(100, runs - done), run)) for done in range(0, runs, 100))
-    after = state()
-    lines = [f"{name}: {before[name]:.1f} before, {after[name]:.1f} after" for name in before]
+    states, wrong = [state()], 0.0
+    with ThreadPoolExecutor(8) as pool:
+        for part in range(PARTS):
+            end = runs * (part + 1) // PARTS
+            for first in range(runs * part // PARTS, end, BATCH):
+                wrong += sum(pool.map(run, range(first, min(first + BATCH, end))))
+            states.append(state())
+    lines = [f"{name}: {', '.join(f'{found[name]:.1f}' for found in states)}" for name in states[0]]
     return "\n".join([f"{runs} programs, {wrong:.0f} judged otherwise than expected", *lines])
 
 

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from soup_verl.evaluation import EvaluationError
 from soup_verl.evaluation.command_line import Parser
-from soup_verl.evaluation.comparison import read
+from soup_verl.evaluation.comparison import Evaluation, read
 from soup_verl.evaluation.problems import Problem, digest, read_problems
 from soup_verl.evaluation.samples import SCORED
 from soup_verl.records.files import read_json_lines, write_text
@@ -86,19 +86,17 @@ GRADERS = {
 }
 
 
-def compare(out: Path, files: Sequence[Path]) -> tuple[list[Verdict], dict[str, int]]:
+def compare(evaluation: Evaluation, files: Sequence[Path]) -> tuple[list[Verdict], dict[str, int]]:
     """Both verdicts on every sample of an evaluation; and, by domain, how many problems inspect has no grader for.
 
     Raises:
-        EvaluationError: no finished evaluation, other data files than it was made with, or no inspect-ai.
+        EvaluationError: the evaluation lacks samples, or was made with other data files.
     """
-    _require_inspect()
-    evaluation = read(out)
     for file in files:
         made_with = evaluation.settings["data"].get(file.name)
         if not file.exists() or made_with != digest(file):
-            known = ", ".join(evaluation.settings["data"])
-            raise EvaluationError(f"--data={file}: expected a file as it was evaluated in {out}, one of {known}")
+            expected = f"a file as it was evaluated, one of {', '.join(evaluation.settings['data'])}"
+            raise EvaluationError(f"--data={file}: {evaluation.folder} is of other data: expected {expected}")
     samples = _read_samples(evaluation.folder / SCORED)
     groups: dict[tuple[str, str], list[Problem]] = defaultdict(list)
     for problem in read_problems(files):
@@ -124,7 +122,7 @@ def _require_inspect() -> None:
         import inspect_ai  # noqa: F401
     except ImportError:
         raise EvaluationError(
-            "inspect-ai is not installed: expected this project's extra `inspect` (python -m pip install '.[inspect]')"
+            "inspect-ai: not installed, expected this project's extra `inspect` (python -m pip install '.[inspect]')"
         ) from None
 
 
@@ -226,11 +224,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0, or 1 after one line on stderr."""
     arguments = _parse(argv)
     try:
-        verdicts, left_out = compare(arguments.out, arguments.data)
-        differ = disagreements(verdicts)
+        _require_inspect()
+        evaluation = read(arguments.out)
+        verdicts, left_out = compare(evaluation, arguments.data)
+        differ, file = disagreements(verdicts), evaluation.folder / FOLDER / "disagreements.jsonl"
         if verdicts:
-            lines = "".join(json.dumps(asdict(verdict), ensure_ascii=False) + "\n" for verdict in differ)
-            write_text(arguments.out / FOLDER / "disagreements.jsonl", lines)
+            write_text(file, "".join(json.dumps(asdict(verdict), ensure_ascii=False) + "\n" for verdict in differ))
     except (EvaluationError, OSError) as error:
         sys.stderr.write(" ".join(f"error: {error}".split()) + "\n")
         return 1
@@ -242,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = f"{verdict.file}, row {verdict.index}, session {verdict.session}"
         console.print(f"{place}: right to {who} alone: {verdict.gold!r} expected, {answer!r} read", markup=False)
     if len(differ) > SHOWN:
-        console.print(f"and {len(differ) - SHOWN} more: {arguments.out / FOLDER / 'disagreements.jsonl'}", markup=False)
+        console.print(f"and {len(differ) - SHOWN} more: {file}", markup=False)
     for domain, problems in left_out.items():
         console.print(f"{problems} problems of the domain {domain}: inspect has no scorer for them", markup=False)
     return 0

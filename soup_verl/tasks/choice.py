@@ -161,10 +161,10 @@ def _shuffled(dataset: str, fields: Mapping[str, Any]) -> tuple[list[str], str]:
 def _as_published(fields: Mapping[str, Any]) -> tuple[list[str], str]:
     """Options in their order, and the letter of the one whose label is the answer; the answer where there is none."""
     options = list(fields["options"])
-    labels = list(fields.get("labels") or ascii_uppercase[: len(options)])
-    if fields["gold"] not in labels[:MAX_OPTIONS]:
-        return options, f"no label {fields['gold']!r}" if fields["gold"] else ""
-    return options, ascii_uppercase[labels.index(fields["gold"])]
+    labels, gold = list(fields.get("labels") or ascii_uppercase[: len(options)]), fields["gold"].strip()
+    if gold not in labels[:MAX_OPTIONS]:
+        return options, f"no label {gold!r}" if gold else ""
+    return options, ascii_uppercase[labels.index(gold)]
 
 
 def listed(question: str, options: Sequence[str]) -> str:

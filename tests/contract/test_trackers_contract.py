@@ -104,7 +104,6 @@ def test_a_tracker_has_every_number_of_every_step(tracker, steps, tmp_path):
         cwd=tmp_path,
         text=True,
         check=True,
-        timeout=600,
     )
     found = read(folder)
     assert found.keys() == steps.keys()

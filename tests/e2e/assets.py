@@ -11,18 +11,21 @@ import torch
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart"
 
 REWARDS = '''
-import itertools
 import threading
 from collections import defaultdict
 
-TURNS, ONE_AT_A_TIME = defaultdict(itertools.count), threading.Lock()
+TURNS, ONE_AT_A_TIME = defaultdict(dict), threading.Lock()
 
 
 def score(data_source, solution_str, ground_truth, extra_info=None, **kwargs):
-    """One function for every run, which the data set steers: runs that share processes share the function."""
+    """One function for every run, which the data set steers: runs that share processes share the function.
+
+    A response's turn is how many others the prompt had before it under this reward; replayed, it has the same again."""
+    text = solution_str.strip()
     with ONE_AT_A_TIME:
-        turn = next(TURNS[data_source, (extra_info or {}).get("index")])
-    return globals()[data_source](solution_str.strip(), ground_truth, turn)
+        turns = TURNS[data_source, (extra_info or {}).get("index")]
+        turn = turns.setdefault(text, len(turns))
+    return globals()[data_source](text, ground_truth, turn)
 
 
 def sums(text, gold, turn):
@@ -45,6 +48,9 @@ def mostly(text, gold, turn):
     """Right, which is one point and `varied` half of one, but for every fourth response to a prompt: each group has
     both, whatever a random model says."""
     return _right(text, turn % 4 > 0)
+
+
+also_mostly = mostly  # of another run, which begins with the same responses and counts their turns anew
 
 
 def seldom_wrong(text, gold, turn):
@@ -83,9 +89,9 @@ def make(folder: Path) -> None:
     """A model, prompts and rewards.
 
     `model/`; `train.parquet`: 24 prompts, three batches of eight; `val.parquet`: four others; two batches of four
-    whose reward is `varied`, `mostly`, `seldom_wrong` or `half`; eight prompts each whose reward is `even`, `huge`,
-    `raising` or `not_a_number`; `uuids.jsonl`: two batches of eight, whose rows have UUIDs for an index, or none, with
-    a byte order mark and Windows line ends; `rewards.py`.
+    whose reward is `varied`, `mostly`, `also_mostly`, `seldom_wrong` or `half`; eight prompts each whose reward is
+    `even`, `huge`, `raising` or `not_a_number`; `uuids.jsonl`: two batches of eight, whose rows have UUIDs for an
+    index, or none, with a byte order mark and Windows line ends; `rewards.py`.
     """
     sys.path.insert(0, str(QUICKSTART))
     from prepare import build_model, build_tokenizer
@@ -100,7 +106,8 @@ def make(folder: Path) -> None:
     prompts = pd.DataFrame([_prompt(i) for i in range(28)])
     prompts[:24].to_parquet(folder / "train.parquet")
     prompts[24:].to_parquet(folder / "val.parquet")
-    for reward in ("varied", "mostly", "seldom_wrong", "half", "even", "huge", "raising", "not_a_number"):
+    steered = ("varied", "mostly", "also_mostly", "seldom_wrong", "half")
+    for reward in (*steered, "even", "huge", "raising", "not_a_number"):
         prompts[:8].assign(data_source=reward).to_parquet(folder / f"{reward}.parquet")
     (folder / "rewards.py").write_text(REWARDS)
     uuids = [_prompt(i) | {"extra_info": _uuid(i)} for i in range(16)]

@@ -54,11 +54,12 @@ def steps(name: str) -> int:
 
 def data(name: str) -> str:
     """The prompts of a run, by their reward: some methods need responses that are right."""
-    if name == "neighbors/dapo_soup":
-        return "half"  # so that every step replaces groups, however the rest goes
-    if name in SELDOM:
-        return "seldom_wrong"
-    return "mostly" if name in ("neighbors/exgrpo", "neighbors/prefix_sampling") else "varied"
+    special = {
+        "neighbors/dapo_soup": "half",  # so that every step replaces groups, however the rest goes
+        "neighbors/exgrpo": "mostly",
+        "neighbors/prefix_sampling": "also_mostly",
+    }
+    return (special | dict.fromkeys(SELDOM, "seldom_wrong")).get(name, "varied")
 
 
 def overrides(name: str) -> tuple[str, ...]:

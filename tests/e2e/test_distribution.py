@@ -133,6 +133,7 @@ def given(tmp_path_factory):
         "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=8",
         "actor_rollout_ref.rollout.n=4",
         "trainer.total_training_steps=10",
+        "reward.custom_reward_function.path=pkg://soup_verl.reward",
         "soup.preflight_only=true",
     ]
 

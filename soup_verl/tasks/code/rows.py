@@ -13,7 +13,7 @@ from typing import Any
 from soup_verl.tasks.code.gold import Suite, read_tests
 from soup_verl.tasks.data.cleaning import Fault, RowRules
 from soup_verl.tasks.data.datasets import DatasetSpec, Problem
-from soup_verl.tasks.data.layouts import DataError, as_text
+from soup_verl.tasks.data.layouts import DataError, as_text, as_texts
 
 MAX_CHARS = 1 << 22
 """Of a row's tests; there are rows of hundreds of megabytes."""
@@ -90,8 +90,8 @@ def _deep_coder(row: Mapping[str, Any]) -> Read:
     """DeepCoder's collection: a list of tests as JSON text, each with the name of its function if it has one."""
     found = row["tests"] if isinstance(row["tests"], list) else json.loads(as_text(row["tests"]) or "[]")
     name = next((t.get("fn_name") or (t.get("metadata") or {}).get("func_name") for t in found), None)
-    solutions = row.get("solutions") or [""]
-    return Read(_with_starter(row["problem"], row), _cases(found, name), solution=_bare(as_text(solutions[0])))
+    solution = next(iter(as_texts(row.get("solutions"))), "")
+    return Read(_with_starter(row["problem"], row), _cases(found, name), solution=_bare(solution))
 
 
 def _with_starter(question: Any, row: Mapping[str, Any]) -> str:

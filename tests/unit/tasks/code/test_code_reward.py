@@ -59,6 +59,11 @@ def test_the_first_failure_ends_it_and_costs_the_whole_reward(gold):
     assert judged(RIGHT[gold].replace("+ b", "- b").replace("sum", "max"), gold)["score"] == 0.0
 
 
+def test_after_the_first_failure_no_further_test_is_run():
+    program = "x = input()\nprint(0)\nif x != '1 2': 1 / 0"
+    assert (judged(program, SUM)["error"], judged(program, SUM, share_of_tests=True)["error"]) == ("", "crashed")
+
+
 def test_only_the_first_tests_count_up_to_the_limit():
     assert judged("print(3)", SUM, max_tests=1)["acc"] == 1.0
 

@@ -34,7 +34,7 @@ MBPP_PLUS = SANITIZED | {
 }
 HUMAN_EVAL = {
     "task_id": "HumanEval/999",
-    "prompt": "from typing import List\n\n\ndef first(xs: List[int]) -> int:\n    '''The first.\n    >>> first([3])\n    3'''\n",
+    "prompt": "from typing import List\n\n\ndef first(xs: List[int]) -> int:\n    '''The first: first([3]) is 3.'''\n",
     "canonical_solution": "    return xs[0]\n",
     "entry_point": "first",
     "test": "def check(candidate):\n    assert candidate([3, 4]) == 3\n    assert candidate(xs=[5]) == 5\n",

@@ -1,8 +1,10 @@
 """The sandbox: what is left of a program, what it takes to be shut in, and a program of every hostile family."""
 
+import errno
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import textwrap
@@ -73,6 +75,42 @@ def test_nothing_that_a_program_leaves_behind_stays(isolation, tmp_path):
 def test_limits_alone_are_refused_to_root_where_another_user_could_not_import_anything():
     with pytest.raises(Refused, match="isolation='limits' as root: programs run as another user, who cannot read /"):
         Sandbox("print(1)", "stdin", SHORT, "limits").__enter__()
+
+
+def test_a_program_ends_with_its_block_whatever_it_does():
+    with Sandbox("while True: pass", "stdin", Limits(cpu_s=60, wall_s=60.0)) as one:
+        one._socket.sendall(struct.pack("I", 13) + b'{"input": ""}')
+        while sandboxes() < 4:  # server, keeper, init, and the program
+            time.sleep(0.01)
+    assert sandboxes() == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "number"),
+    [
+        ("socket(2, 1, 0)", errno.EPERM),
+        ("socket(1, 1, 0)", errno.EPERM),
+        ("kill(0, 0)", errno.EPERM),
+        ("ptrace(0, 0, 0, 0)", errno.EPERM),
+        ("unshare(0x10000000)", errno.EPERM),
+        ("syscall(56 if x86 else 220, 0x10000011, 0, 0, 0, 0)", errno.EPERM),
+        ("syscall(435, 0, 0)", errno.ENOSYS),
+        ("shmget(0, 4096, 0o1600)", errno.EPERM),
+        ("memfd_create(b'x', 0)", errno.EPERM),
+        ("syscall(0x40000000 + 39 if x86 else 198, 2, 1, 0)", errno.EPERM),
+        ("getpid() * 0", 0),
+    ],
+)
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_system_calls_that_reach_beyond_a_program_are_refused(isolation, call, number):
+    text = f"""
+        import ctypes, os
+        x86 = os.uname().machine == "x86_64"
+        libc = ctypes.CDLL(None, use_errno=True)
+        print(libc.{call}, ctypes.get_errno())
+    """
+    with Sandbox(textwrap.dedent(text), "stdin", SHORT, isolation) as one:
+        assert one.run("") == Ended("", f"{-1 if number else 0} {number}\n")
 
 
 @pytest.mark.parametrize("isolation", ISOLATIONS)
