@@ -319,7 +319,6 @@ _TWO_POOLS = _alone(  # every step two updates, between which the engine keeps i
     "trainer.v1.trainer_mode=probed_soup_separate_async_cpu",
     *_SLOW_ROLLOUT,
     "actor_rollout_ref.actor.ppo_mini_batch_size=4",
-    "trainer.v1.separate_async.parameter_sync_step=2",
     f"{STEPS}4",
 )
 

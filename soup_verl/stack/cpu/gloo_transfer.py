@@ -105,4 +105,5 @@ class GlooCheckpointEngine(CheckpointEngine):
         assert self._group is not None
         options = BroadcastOptions()
         options.rootRank, options.rootTensor = 0, 0
-        await asyncio.to_thread(self._group.broadcast([tensor], options).wait)
+        work = self._group.broadcast([tensor], options)  # type: ignore[attr-defined]  # torch's stub leaves it out
+        await asyncio.to_thread(work.wait)
