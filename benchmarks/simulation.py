@@ -25,9 +25,10 @@ from soup_verl.method import metrics
 from soup_verl.method.config import SoupConfig
 from soup_verl.method.down_sampling import trained_rows
 from soup_verl.method.history import GroupPrefixes, PolicyResponse, build_source
+from soup_verl.method.observation import History
 from soup_verl.method.policy_losses import LossTokens, loss_of_tokens
 from soup_verl.method.sections import SQUARED_LOSSES
-from soup_verl.method.step import History, InLoss, advantages, moved_with_policy, plan_of_run, trained_tokens
+from soup_verl.method.step import InLoss, advantages, moved_with_policy, plan_of_run, trained_tokens
 from soup_verl.method.step_batch import StepBatch
 
 MEASURED = "measured/"
@@ -115,7 +116,7 @@ class Simulation:
         groups = source.prefixes(step) if source else None  # SoupTrainer._next_train_batch
         if source:
             source.after_submit(step)  # SoupTrainer._submit_batch_to_rollout: `lookahead` asks for later prefixes
-        sampled = self.roll_out(step, groups)  # SoupAgentLoop and vLLM; verl's reward loop
+        sampled = self.roll_out(step, groups)  # verl's agent loops, SessionClient and vLLM; its reward loop
         if source:
             source.before_sleep()  # SoupTrainer.on_sample_end
         generated = time.perf_counter()

@@ -139,20 +139,9 @@ def make_model(folder: Path, workload: Workload) -> None:
     )
 
 
-def run(
-    folder: Path, source: str, workload: Workload, more: Mapping[str, object] | None = None
-) -> tuple[dict[int, dict[str, float]], dict[str, float]]:
-    """One real training run, with `more` settings.
-
-    Returns:
-        Its metrics by step, and the largest resident memory by kind of process, in MB.
-
-    Raises:
-        subprocess.CalledProcessError: the run failed.
-    """
-    from soup_verl.records import run_log
-
-    settings = {
+def settings_of(folder: Path, source: str, workload: Workload) -> dict[str, object]:
+    """A run of the workload, by full keys."""
+    settings: dict[str, object] = {
         "platform": "cpu",
         "hydra.run.dir": folder / source / "hydra",
         "data.train_files": folder / "train.parquet",
@@ -183,8 +172,23 @@ def run(
     lengths: dict[str, object] = {"low": workload.prefix_low, "high": workload.prefix_high}
     if source == "replay":
         lengths = {"unit": "share", "low": 0.02, "high": 0.98}  # a mean cut of one half
-    settings |= {f"soup.prefix_length.{key}": value for key, value in lengths.items()}
-    settings |= more or {}
+    return settings | {f"soup.prefix_length.{key}": value for key, value in lengths.items()}
+
+
+def run(
+    folder: Path, source: str, workload: Workload, more: Mapping[str, object] | None = None
+) -> tuple[dict[int, dict[str, float]], dict[str, float]]:
+    """One real training run, with `more` settings.
+
+    Returns:
+        Its metrics by step, and the largest resident memory by kind of process, in MB.
+
+    Raises:
+        subprocess.CalledProcessError: the run failed.
+    """
+    from soup_verl.records import run_log
+
+    settings = settings_of(folder, source, workload) | (more or {})
     log = folder / f"{source}.log"
     print(f"{folder.name}, {source}: {workload.steps} steps, log in {log}", flush=True)
     with log.open("w") as file:

@@ -1,11 +1,16 @@
-"""What ablations=NAME and neighbors=NAME can be, a line each: python -m recipe.soup.list"""
+"""What domains=NAME, ablations=NAME and neighbors=NAME can be, a line each: python -m recipe.soup.list"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 CONFIG = Path(__file__).parent / "config"
-GROUPS = {"ablations": "one factor of SOUP a file", "neighbors": "the nearest settings to published methods"}
+GROUPS = {
+    "domains": "data and rewards beside mathematics",
+    "ablations": "one factor of SOUP a file",
+    "neighbors": "the nearest settings to published methods",
+}
 
 
 def header(path: Path) -> str:
@@ -19,11 +24,11 @@ def header(path: Path) -> str:
 
 
 def line_of(path: Path) -> str:
-    """The question that an ablation asks; of a neighbour, what it is."""
+    """The question that an ablation asks; of a neighbour, what it is; of a domain, its first sentence."""
     text = header(path)
     if text.startswith("Question: "):
         return text.removeprefix("Question: ").partition("?")[0] + "?"
-    return text.partition(" Same: ")[0]
+    return re.split(r" Same: | For a node ", text)[0]
 
 
 def main() -> None:

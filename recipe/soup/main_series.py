@@ -16,7 +16,6 @@ from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
-
 from soup_verl.launch.series import run_series
 
 
@@ -31,7 +30,11 @@ def compose(overrides: Sequence[str]) -> DictConfig:
 
 def main(arguments: Sequence[str]) -> None:
     own, _, shared = (list(part) for part in _partition(arguments))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m recipe.soup.main_series",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs' folders")
     parser.add_argument("--run", nargs="+", action="append", required=True, metavar=("NAME", "KEY=VALUE"))
     given = parser.parse_args(own)

@@ -2,7 +2,6 @@
 
 import hydra
 from omegaconf import DictConfig
-
 from soup_verl.launch.supervise import run_supervised
 
 

@@ -16,9 +16,9 @@ made() {
   if [[ ! -e $file ]]; then "$PYTHON" -m "$@"; fi
 }
 
-# parquet FOLDER NAME: the file of a data set; NAME itself if it is a parquet file.
+# parquet FOLDER NAME: the file of a data set (reasoning-gym:NAME: reasoning-gym-NAME); NAME itself if it is a parquet file.
 parquet() {
-  if [[ $2 == *.parquet ]]; then echo "$2"; else echo "$1/$2.parquet"; fi
+  if [[ $2 == *.parquet ]]; then echo "$2"; else echo "$1/${2//:/-}.parquet"; fi
 }
 
 # prepare_dataset FOLDER NAME OPTIONS...: unless NAME is a parquet file already.
@@ -26,7 +26,7 @@ prepare_dataset() {
   local folder=$1 name=$2
   shift 2
   if [[ $name == *.parquet ]]; then return; fi
-  made "$folder/$name.parquet" soup_verl.prepare_data --dataset "$name" --out "$folder" --template "$TEMPLATE" \
+  made "$(parquet "$folder" "$name")" soup_verl.prepare_data --dataset "$name" --out "$folder" --template "$TEMPLATE" \
     --tokenizer "$MODEL_PATH" --max-prompt-tokens "$PROMPT_TOKENS" "$@"
 }
 
@@ -40,7 +40,7 @@ prepare_benchmarks() {
 prepare_training() {
   local name known=()
   for name in $BENCHMARKS; do
-    if [[ $name != *.parquet ]]; then known+=("$DATA_DIR/benchmarks/$name.parquet"); fi
+    if [[ $name != *.parquet ]]; then known+=("$(parquet "$DATA_DIR/benchmarks" "$name")"); fi
   done
   if ((${#known[@]})); then known=(--benchmarks-from "${known[@]}"); fi
   prepare_dataset "$DATA_DIR" "$TRAIN_SET" "${known[@]}"

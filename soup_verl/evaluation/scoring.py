@@ -16,7 +16,7 @@ from typing import Any
 from soup_verl.evaluation import EvaluationError
 from soup_verl.evaluation.checkpoints import fingerprint
 from soup_verl.evaluation.problems import Problem, digest
-from soup_verl.tasks.reward import check_keywords
+from soup_verl.tasks.domains import check_keywords
 from soup_verl.tasks.reward_function import FUNCTION, PACKAGE, Reward, call, is_ours, load_module
 
 DEFAULT = f"pkg://soup_verl.reward:{FUNCTION}"
@@ -56,7 +56,7 @@ def load_reward(spec: str, keywords: Mapping[str, Any]) -> tuple[Reward, str]:
 
 
 def _sources(module: ModuleType) -> set[Path]:
-    """The module's file, and the folders of the subpackages of its package that it takes something from."""
+    """The module's file, and all below the folders of the subpackages of its package that it takes something from."""
     package = module.__name__.partition(".")[0]
     files = {Path(str(module.__file__))}
     for value in vars(module).values():
@@ -64,7 +64,7 @@ def _sources(module: ModuleType) -> set[Path]:
         if owner is None or owner.__name__.partition(".")[0] != package or not owner.__file__:
             continue
         file = Path(owner.__file__)
-        files |= set(file.parent.glob("*.py")) if owner.__name__.count(".") > 1 else {file}
+        files |= set(file.parent.rglob("*.py")) if owner.__name__.count(".") > 1 else {file}
     return files
 
 

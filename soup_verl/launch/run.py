@@ -22,7 +22,7 @@ from soup_verl.launch.run_rules import check_run
 from soup_verl.method.checks import ConfigError, PortableError
 from soup_verl.method.config import SoupConfig
 from soup_verl.tasks.data.files import READ_BY_VERL
-from soup_verl.tasks.reward import check_keywords
+from soup_verl.tasks.domains import check_keywords
 from soup_verl.tasks.reward_function import FUNCTION, PACKAGE, is_ours, module_name
 
 DIED = 3

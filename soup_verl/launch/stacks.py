@@ -52,10 +52,11 @@ def write_stacks(processes: Sequence[int], answers: Path, file: Path) -> None:
                     os.kill(process, signal.SIGSTOP)
 
 
-def end_all(mark: str) -> None:
-    """SIGKILL, which a stopped process obeys too, to whatever has the mark, until nothing has, or for `END_LIMIT`."""
+def end_all(variable: str) -> None:
+    """SIGKILL, which a stopped process obeys too, to whatever has `NAME=value` in its environment, until nothing has,
+    or for `END_LIMIT`."""
     deadline = time.monotonic() + END_LIMIT
-    while (left := processes_with(f"{RUN}={mark}")) and time.monotonic() < deadline:
+    while (left := processes_with(variable)) and time.monotonic() < deadline:
         for process in left:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)

@@ -107,7 +107,7 @@ class Supervisor:
         finally:
             answers.unlink()
         if ended.code:
-            stacks.end_all(mark)
+            stacks.end_all(f"{stacks.RUN}={mark}")
         return ended
 
     def _be_the_driver(self, mark: str, answers: Path, again: bool) -> None:

@@ -238,7 +238,8 @@ class SoupConfig:
 
     @property
     def mixing(self) -> bool:
-        """Whether any response can be mixed; False is GRPO, number for number."""
+        """Whether any response can be mixed. False is GRPO, number for number, with the defaults of `baseline`,
+        `policy_loss` and `down_sampling`."""
         return self.mixed_fraction > 0 or (self.mixed_fraction_schedule.final or 0) > 0
 
     @property

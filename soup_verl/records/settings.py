@@ -24,12 +24,14 @@ class Setting:
         taken_up: processes that run already can take up another value.
         by_content: a file, or files, of which the content counts and not the place.
         of_history: stored prefixes, policies and responses depend on it.
+        without_mixing: a setting of ours that a run depends on which mixes nothing.
     """
 
     kind: str = "stack"
     taken_up: bool = False
     by_content: bool = False
     of_history: bool = False
+    without_mixing: bool = False
 
 
 # Section, kind and facts, keys in it; no key: the section's others. What is not here belongs to the stack.
@@ -37,9 +39,10 @@ _ROWS = (
     (
         "soup",
         "method taken_up",
-        "baseline behavior_log_probs decoupled_weight_cap down_sampling forget inflight kl_control policy_loss "
-        "prefix_correction prefix_objective replay sampling_seed shaped_gamma snapshot step_size warm_start",
+        "behavior_log_probs decoupled_weight_cap forget inflight kl_control prefix_correction prefix_objective replay "
+        "shaped_gamma snapshot step_size warm_start",
     ),
+    ("soup", "method taken_up without_mixing", "baseline down_sampling policy_loss sampling_seed"),
     (
         "soup",
         "method taken_up of_history",
@@ -158,6 +161,14 @@ def setting_of(key: str) -> Setting:
     while key and key not in TABLE:
         key = key.rpartition(".")[0]
     return TABLE.get(key, Setting())
+
+
+def value_at(settings: Mapping[str, Any], path: str, default: Any = None) -> Any:
+    """The value at a dotted path of nested settings; `default` where there is none or null."""
+    node: Any = settings
+    for part in path.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return default if node is None else node
 
 
 def flatten(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from soup_verl.reporting import compare
+from soup_verl.reporting import captions, compare
 from soup_verl.reporting.compare import Group, Series
 from soup_verl.reporting.drawing import (
     COLORS,
@@ -28,8 +28,8 @@ from soup_verl.reporting.drawing import (
 from soup_verl.reporting.runs import AtK, Evaluation, Interval, Run
 from soup_verl.reporting.stages import STAGES, stage_seconds
 
-SEGMENTS = ("prefix", "continuation", "onpolicy")
-SEGMENT_TITLES = {"prefix": "prefix", "continuation": "continuation", "onpolicy": "on-policy responses"}
+SEGMENTS = {"prefix": "prefix", "continuation": "continuation", "onpolicy": "on-policy responses"}
+"""Name within a metric's key -> title."""
 STEP = "training step"
 
 
@@ -96,28 +96,28 @@ class Line:
 def all_figures(groups: Sequence[Group], evaluated: Sequence[Evaluated]) -> list[Figure]:
     """In the order of the page."""
     return [
-        _lines("reward", "Reward in training", REWARD_CAPTION, groups, REWARD),
+        _lines("reward", "Reward in training", captions.REWARD, groups, REWARD),
         _validation(groups),
         _validation_pass_at_k(groups),
-        _lines("kinds", "Reward of mixed against on-policy responses", KINDS_CAPTION, groups, KINDS, shared=True),
+        _lines("kinds", "Reward of mixed against on-policy responses", captions.KINDS, groups, KINDS, shared=True),
         _lines(
-            "entropy", "Entropy by segment", ENTROPY_CAPTION, groups, by_segment("entropy_mean", "nats a token"), True
+            "entropy", "Entropy by segment", captions.ENTROPY, groups, by_segment("entropy_mean", "nats a token"), True
         ),
-        _lines("kl", "KL", KL_CAPTION, groups, KL),
-        _lines("ratio", "Importance ratio by segment", RATIO_CAPTION, groups, RATIO),
-        _lines("lost", "Gradient lost to clipping", LOST_CAPTION, groups, LOST, shared=True),
-        _lines("age", "Policy age", AGE_CAPTION, groups, AGE, shared=True),
-        _lines("length", "Prefix length", LENGTH_CAPTION, groups, LENGTH, shared=True),
+        _lines("kl", "KL", captions.KL, groups, KL),
+        _lines("ratio", "Importance ratio by segment", captions.RATIO, groups, RATIO),
+        _lines("lost", "Gradient lost to clipping", captions.LOST, groups, LOST, shared=True),
+        _lines("age", "Policy age", captions.AGE, groups, AGE, shared=True),
+        _lines("length", "Prefix length", captions.LENGTH, groups, LENGTH, shared=True),
         _time_by_stage(groups),
         _decode_tokens(groups),
-        _at_k("pass_at_k", "pass@k", PASS_CAPTION, evaluated, lambda e: e.pass_at_k),
-        _at_k("maj_at_k", "maj@k", MAJ_CAPTION, evaluated, lambda e: e.maj_at_k),
+        _at_k("pass_at_k", "pass@k", captions.PASS, evaluated, lambda e: e.pass_at_k),
+        _at_k("maj_at_k", "maj@k", captions.MAJ, evaluated, lambda e: e.maj_at_k),
     ]
 
 
 def by_segment(noun: str, y: str, scale: float = 1.0, suffix: str = "") -> list[Line]:
     """A panel for each segment of `soup/<segment>_<noun>`."""
-    return [Line(SEGMENT_TITLES[s] + suffix, (f"soup/{s}_{noun}",), y, scale) for s in SEGMENTS]
+    return [Line(title + suffix, (f"soup/{s}_{noun}",), y, scale) for s, title in SEGMENTS.items()]
 
 
 REWARD = [Line("all responses", compare.REWARD, "mean reward")]
@@ -147,48 +147,6 @@ LENGTH = [
     Line("mean", ("soup/prefix_length_mean",), "tokens"),
     Line("longest", ("soup/prefix_length_max",), "tokens"),
 ]
-
-REWARD_CAPTION = "Mean over all responses of a step. Look at the slope, and at where it flattens."
-VALIDATION_CAPTION = "Mean score of the validation responses."
-VALIDATION_PASS_CAPTION = (
-    "Chance that one of k responses to a validation prompt is right, estimated without bias from all that it "
-    "has. pass@1 rising while the largest k falls is diversity lost: the lines of one colour close up from above."
-)
-KINDS_CAPTION = (
-    "Mixed responses start with a historical prefix. Well below on-policy ones: the prefixes are too old or too long. "
-    "The same: they add nothing yet, or cost nothing."
-)
-ENTROPY_CAPTION = (
-    "Of the current policy. A fall to near 0 is the collapse that history is meant to slow down; a rise without "
-    "reward is noise."
-)
-KL_CAPTION = (
-    "First panel: how far the prefixes' policies are from the one before the update. Near 0 for long: history is no "
-    "different from the present. Growing without end: it is too old. Dotted, unless under a hundredth of that: the "
-    "noise floor, what the rollout engine's rounding shows by itself. While updating: from the policy that sampled "
-    "the token (or as the objective has it) to the one being trained; 0 on-policy where a step has one update."
-)
-RATIO_CAPTION = (
-    "Probability under the policy being trained, over that under the policy that sampled the token. 1 is on-policy; "
-    "means far from 1, or ever larger maxima, are mismatch."
-)
-LOST_CAPTION = (
-    "Share of the summed |advantage| on tokens whose gradient clipping makes 0. High on prefixes: they teach little."
-)
-AGE_CAPTION = "Steps between the policy of a prefix and the one that continues it. A gap: no prefixes in those steps."
-LENGTH_CAPTION = "Tokens of a response that come from its historical policy, over mixed responses only."
-TIME_CAPTION = (
-    "The stages of a step, without validation. Prefixes that are sampled while the batch's own responses are awaited "
-    "are inside generation."
-)
-TOKENS_CAPTION = (
-    "Tokens the rollout engine decoded for the step's responses: the budget at which runs should be compared."
-)
-PASS_CAPTION = (
-    "Chance that one of k responses is right, with its interval. Lines that cross: better at one try, fewer problems "
-    "in reach."
-)
-MAJ_CAPTION = "Chance that the most frequent answer of k responses is right, with its interval."
 
 
 def _lines(
@@ -254,7 +212,7 @@ def _validation(groups: Sequence[Group]) -> Figure:
         if match := compare.VALIDATION.fullmatch(key):
             keys.setdefault(match["data"], []).append(key)
     lines = [Line(data, own, "mean score") for data, own in keys.items()] or [Line("", ("val-core/*/mean@n",), "")]
-    return _lines("validation", "Validation", VALIDATION_CAPTION, groups, lines, shared=True)
+    return _lines("validation", "Validation", captions.VALIDATION, groups, lines, shared=True)
 
 
 def _validation_pass_at_k(groups: Sequence[Group]) -> Figure:
@@ -277,7 +235,7 @@ def _validation_pass_at_k(groups: Sequence[Group]) -> Figure:
     missing = [] if panels else ["val-soup/*/pass@k"]
     legend = [(f"pass@{k}", COLORS[-1], dash) for k, dash in zip(ks, DASHES, strict=False)]
     title = "pass@k in validation"
-    return Figure("validation_pass_at_k", title, VALIDATION_PASS_CAPTION, panels, missing, legend)
+    return Figure("validation_pass_at_k", title, captions.VALIDATION_PASS, panels, missing, legend)
 
 
 def _spread(values: Sequence[int], most: int) -> Sequence[int]:
@@ -290,7 +248,7 @@ def _spread(values: Sequence[int], most: int) -> Sequence[int]:
 def _time_by_stage(groups: Sequence[Group]) -> Figure:
     """Seconds a step of every group, then each group's by stage."""
     whole = _lines(
-        "time", "Step time by stage", TIME_CAPTION, groups, [Line("whole step", compare.STEP_SECONDS, "seconds")]
+        "time", "Step time by stage", captions.TIME, groups, [Line("whole step", compare.STEP_SECONDS, "seconds")]
     )
     seconds = [(group, stage_seconds(group.runs)) for group in groups]
     used = {name for _, stages in seconds for name in stages}
@@ -337,7 +295,7 @@ def _decode_tokens(groups: Sequence[Group]) -> Figure:
         if data := [(group, one) for group, one in found if one.steps]:
             panels.append(_panel(Line(title, (compare.DECODE_TOKENS,), "tokens"), data, steps_of(groups)))
     missing = [] if panels else [compare.DECODE_TOKENS]
-    return Figure("tokens", "Decoded tokens", TOKENS_CAPTION, panels, missing)
+    return Figure("tokens", "Decoded tokens", captions.TOKENS, panels, missing)
 
 
 def _running_sum(run: Run) -> dict[int, float]:

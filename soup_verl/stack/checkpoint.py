@@ -18,13 +18,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from soup_verl.method.checks import PortableError
+from soup_verl.method.checks import PortableError, is_int
 from soup_verl.records.files import new_folder
 
 FOLDER = "soup"
 MANIFEST = "manifest.json"
 STATE = "state.json"
 FORMAT = 1
+"""Of the manifest and of every file of ours that it lists: one more whenever an earlier version could not read them."""
 _CHUNK = 1 << 22  # bytes
 _SMALL = 1 << 24  # bytes: a file of verl's that is quickly read again
 _READERS = 8
@@ -35,6 +36,18 @@ class TornCheckpoint(PortableError):
 
     def __init__(self, path: Path, reason: str):
         super().__init__(f"{path}: {reason}")
+
+
+class OtherFormat(PortableError):
+    """An intact checkpoint of another version of this project. It is not passed over for an older one as a torn one is:
+    a run that went on from there would overwrite it."""
+
+    def __init__(self, manifest: Path, found: int):
+        super().__init__(
+            f"{manifest}: format {found}, expected {FORMAT}: another version of this project wrote it. Go on with that "
+            "one (run.*.json in the run's folder name its commit), or start a new run in another "
+            "trainer.default_local_dir."
+        )
 
 
 class CheckpointNotWritten(PortableError):
@@ -104,6 +117,7 @@ def verify(checkpoint: Path) -> None:
 
     Raises:
         TornCheckpoint: the manifest or a file is missing, or a file differs from what was written.
+        OtherFormat: another version of this project wrote it.
     """
     manifest = checkpoint / FOLDER / MANIFEST
     try:
@@ -113,16 +127,19 @@ def verify(checkpoint: Path) -> None:
     except ValueError as error:
         raise TornCheckpoint(manifest, f"not readable ({error})") from None
     if not _is_listing(listing):
-        raise TornCheckpoint(manifest, f"not a manifest of format {FORMAT}")
+        raise TornCheckpoint(manifest, "not a manifest")
+    if listing["format"] != FORMAT:
+        raise OtherFormat(manifest, listing["format"])
     with ThreadPoolExecutor(_READERS) as readers:  # checksums are computed without Python's lock
         for _ in readers.map(lambda file: _verify_file(checkpoint / file[0], file[1]), listing["files"].items()):
             pass
 
 
 def _is_listing(listing: Any) -> bool:
-    if not isinstance(listing, dict) or listing.get("format") != FORMAT or not isinstance(listing.get("files"), dict):
+    """Of any format; what stands in one of another format is not ours to judge."""
+    if not isinstance(listing, dict) or not is_int(listing.get("format")) or not isinstance(listing.get("files"), dict):
         return False
-    return all(
+    return listing["format"] != FORMAT or all(
         isinstance(facts, dict) and "bytes" in facts and facts.keys() <= {"bytes", "crc32"}
         for facts in listing["files"].values()
     )
@@ -151,7 +168,11 @@ def _archive_is_intact(path: Path) -> bool:
 
 
 def newest_intact(root: Path) -> tuple[Path | None, list[TornCheckpoint]]:
-    """The newest checkpoint under `root` that can be used, and the newer ones that had to be refused."""
+    """The newest checkpoint under `root` that can be used, and the newer ones that had to be refused.
+
+    Raises:
+        OtherFormat: as `verify`, of any that is newer than the one that can be used.
+    """
     refused: list[TornCheckpoint] = []
     for checkpoint in sorted(root.glob("global_step_*"), key=step_of, reverse=True):
         try:

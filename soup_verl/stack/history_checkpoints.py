@@ -9,9 +9,9 @@ from typing import Any
 
 from verl.trainer.ppo.v1 import PPOTrainer
 
-from soup_verl.method import step
 from soup_verl.method.config import SoupConfig
 from soup_verl.method.history import PrefixSource, PromptBlocks
+from soup_verl.method.observation import History
 from soup_verl.stack import checkpoint, resume
 from soup_verl.stack.best import BestCheckpoint
 from soup_verl.stack.policy_engine import TrainerPolicyEngine
@@ -25,7 +25,7 @@ class HistoryCheckpoints(PPOTrainer):
     """Mixin: what a resumed run needs of the history is saved and taken up with verl's checkpoint."""
 
     _engine: TrainerPolicyEngine
-    _history: step.History
+    _history: History
     _settings: dict[str, Any]
     _soup: SoupConfig
     _best: BestCheckpoint | None = None

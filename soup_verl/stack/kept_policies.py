@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -87,7 +88,7 @@ class KeptPolicies:
             path = path_of(version)
             try:
                 stored = load_file(path)
-            except Exception as error:
+            except (OSError, SafetensorError) as error:
                 raise ValueError(f"{path}: not a readable snapshot ({error})") from error
             read[version] = {name: _stored(stored, name, expected, path) for name, expected in like.items()}
         self._kept = read

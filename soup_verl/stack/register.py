@@ -58,7 +58,7 @@ def compute_soup_advantage(
     """
     estimate = _estimate.get(None)
     if estimate is None:
-        raise ValueError("algorithm.adv_estimator=soup needs trainer.v1.trainer_mode=soup (or soup_cpu).")
+        raise ValueError("algorithm.adv_estimator=soup needs a trainer of SOUP, such as trainer.v1.trainer_mode=soup.")
     spread = estimate(token_level_rewards.sum(dim=-1), list(index), response_mask)
     return spread, spread
 
@@ -92,7 +92,7 @@ def compute_soup_policy_loss(
     if loss_of is None:
         raise ValueError(
             "actor_rollout_ref.actor.policy_loss.loss_mode=soup needs soup.policy_loss.name and "
-            "trainer.v1.trainer_mode=soup (or soup_cpu)."
+            "a trainer of SOUP, such as trainer.v1.trainer_mode=soup."
         )
     losses = loss_of(log_prob, old_log_prob, advantages)
     if rollout_is_weights is not None:

@@ -39,6 +39,7 @@ def checkpoint_to_resume(trainer: DictConfig) -> Path | None:
 
     Raises:
         TornCheckpoint: `trainer.resume_from_path` is damaged.
+        OtherFormat: another version of this project wrote it.
         ValueError: there are checkpoints, and none is intact.
     """
     if trainer.resume_mode == "resume_path":
@@ -105,17 +106,14 @@ _NEW = "Keep it, or start a new run in another trainer.default_local_dir."
 def run_settings(soup: SoupConfig, config: DictConfig) -> dict[str, Any]:
     """The settings that make a run what it is, by their full keys, as JSON has them."""
     of_verl = {key: _of_verl(config, key) for key in TABLE if _is_trained(key) and not key.startswith("soup.")}
-    if not soup.mixing:  # what of ours trains GRPO, too
-        ours = {
-            "mixed_fraction": 0,
-            "policy_loss": asdict(soup.policy_loss),
-            "down_sampling": asdict(soup.down_sampling),
-        }
+    given = asdict(soup)
+    if not soup.mixing:
+        ours = {"mixed_fraction": 0} | {k: v for k, v in given.items() if setting_of(f"soup.{k}").without_mixing}
         if soup.down_sampling.train_on is not None:
-            ours["seed"] = soup.seed
+            ours["seed"] = soup.seed  # draws between equal rewards
         return of_verl | flatten({"soup": ours})
     others = set(SOURCES) - {soup.source}
-    ours = {key: value for key, value in asdict(soup).items() if _is_trained(f"soup.{key}") and key not in others}
+    ours = {key: value for key, value in given.items() if _is_trained(f"soup.{key}") and key not in others}
     if soup.source == "lookahead":
         ours["lookahead"] = {"age": soup.lookahead.ages}  # one age is a list of one
     return json.loads(json.dumps(of_verl | flatten({"soup": ours})))

@@ -1,5 +1,5 @@
 """SoupStages: verl's trainers with history; SoupTrainer is the synchronous one. What overrides verl's steps is here,
-but for failures.py, history_checkpoints.py and inflight_trainer.py.
+but for validation.py, down_sampling.py, history_checkpoints.py and inflight_trainer.py.
 
 One step, in the order it runs (`verl` marks stages that are verl's, untouched):
 
@@ -22,8 +22,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,26 +44,25 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from soup_verl.method import step
 from soup_verl.method.config import SoupConfig
-from soup_verl.method.down_sampling import trained_rows
 from soup_verl.method.history import GroupPrefixes, PolicyResponse, PromptBlocks, build_source
 from soup_verl.method.metrics import finish_measured, finish_update_metrics, step_size_metrics
-from soup_verl.method.validation import is_solved, pass_at_k_metrics
+from soup_verl.method.observation import History
 from soup_verl.records import sample_log
 from soup_verl.stack import batch as batches
 from soup_verl.stack import register, resume
 from soup_verl.stack.actor_worker import IN_LOSS, MEASURED_PREFIX, SUM_PREFIX, SoupActorWorker
 from soup_verl.stack.batch import StoredBatch, items
+from soup_verl.stack.down_sampling import DownSampling
 from soup_verl.stack.dynamic_sampling import DynamicPolicyEngine, NotingReplayBuffer
-from soup_verl.stack.failures import ExplainedFailures
-from soup_verl.stack.history_checkpoints import HistoryCheckpoints
 from soup_verl.stack.policy_engine import Rescoring, TrainerPolicyEngine, Unlearning, prompt_key
 from soup_verl.stack.prompt_stream import ReadAheadLoader
 from soup_verl.stack.rollout import GROUP_PREFIXES, ORDINAL
+from soup_verl.stack.validation import ExplainedValidation
 
 logger = logging.getLogger(__name__)
 
 
-class SoupStages(ExplainedFailures, HistoryCheckpoints):
+class SoupStages(ExplainedValidation, DownSampling):
     """Single-sample mix-policy training: a mixin over verl's V1 trainers, whose stages it extends. With
     `soup.mixed_fraction=0` it is verl's GRPO."""
 
@@ -77,8 +75,6 @@ class SoupStages(ExplainedFailures, HistoryCheckpoints):
         self._soup = SoupConfig.parse(OmegaConf.to_container(config.soup, resolve=True))
         self._place_of_uid: dict[str, int] = {}
         self._key_of_uid: dict[str, str] = {}
-        self._sampled: tuple[KVBatchMeta, StoredBatch] | None = None
-        self._dropped: KVBatchMeta | None = None
         if self._soup.mixing and config.algorithm.get("filter_groups", {}).get("enable", False):
             self._blocks = PromptBlocks(config.data.train_batch_size)
         super().__init__(config)
@@ -93,7 +89,7 @@ class SoupStages(ExplainedFailures, HistoryCheckpoints):
         planner = step.plan_of_run(
             self._soup, n=rollout.n, response_length=rollout.response_length, last_step=last_step
         )
-        self._history = step.History(self._soup, planner)
+        self._history = History(self._soup, planner)
         if self._soup.planned:
             self.train_dataloader = ReadAheadLoader(self.train_dataloader)
             kind = partial(DynamicPolicyEngine, blocks=self._blocks) if self._blocks else TrainerPolicyEngine
@@ -157,44 +153,7 @@ class SoupStages(ExplainedFailures, HistoryCheckpoints):
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         with self._failures_explained():
-            batch = super().step(metrics, timing_raw)
-        if self._dropped is None:
-            return batch
-        # verl's metrics of the step, its file of responses and its clean-up are of every response.
-        keys, tags = [*batch.keys, *self._dropped.keys], [*batch.tags, *self._dropped.tags]
-        return KVBatchMeta(partition_id=batch.partition_id, keys=keys, tags=tags)
-
-    def _validate(self) -> dict[str, float]:
-        with self._failures_explained():
-            metrics = super()._validate()
-            self._raise_session_errors()
-        if self._best:
-            self._best.judge(metrics, self.global_steps)
-        return metrics
-
-    def _val_metrics_update(
-        self,
-        data_sources: list[str],
-        sample_uids: list[str],
-        reward_extra_infos_dict: dict[str, list],
-        sample_turns: list[int],
-        expected_acc_counts: dict[tuple[str, str], int] | None = None,
-    ) -> dict[str, float]:
-        """verl's metrics, and the unbiased pass@k: verl's `best@k` resamples with replacement and reads low."""
-        metrics = super()._val_metrics_update(
-            data_sources, sample_uids, reward_extra_infos_dict, sample_turns, expected_acc_counts
-        )
-        rewards = reward_extra_infos_dict["reward"]
-        acc = reward_extra_infos_dict.get("acc", [None] * len(rewards))
-        expected = sum((expected_acc_counts or {}).values())
-        if len(rewards) < expected:
-            logger.warning(
-                "step %d: %d of %d validation responses are missing: val-soup/*/pass@k is of the prompts that have k",
-                self.global_steps,
-                expected - len(rewards),
-                expected,
-            )
-        return metrics | pass_at_k_metrics(data_sources, sample_uids, list(map(is_solved, acc, rewards)))
+            return self._with_dropped(super().step(metrics, timing_raw))
 
     def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
         """verl's next prompts: those of the step, or under dynamic sampling more of them, in place of others."""
@@ -250,40 +209,13 @@ class SoupStages(ExplainedFailures, HistoryCheckpoints):
     def _balance_batch(self, batch: KVBatchMeta, *args: Any, **kwargs: Any) -> KVBatchMeta:
         batches.sort_rows(batch, self._place_of_uid)
         if self._soup.down_sampling.train_on is not None:
-            batch = self._down_sample(batch)
+            batch = self._down_sample(batch, self._read(batch, recomputed=False))
         self._place_of_uid.clear()  # nothing is under way any more
         with self._trained_responses_as_n():
             batch = super()._balance_batch(batch, *args, **kwargs)
         if self._soup.mixing:
             batches.mark_padding_unmixed(batch, interrupted=self._soup.interrupted)
         return batch
-
-    def _down_sample(self, batch: KVBatchMeta) -> KVBatchMeta:
-        """The rows that are trained on. The others stay in TransferQueue to the end of the step: metrics are of all."""
-        stored = self._read(batch, recomputed=False)
-        self._sampled = batch, stored
-        sessions = batches.counted_rows(batch).nonzero().flatten().tolist()
-        rows = trained_rows(
-            stored.responses.rewards[sessions].tolist(),
-            [self._place_of_uid[stored.responses.uids[row]] for row in sessions],
-            train_on=self._soup.down_sampling.train_on,
-            choice=self._soup.down_sampling.choice,
-            seed=self._soup.seed,
-            step=self.global_steps,
-        )
-        trained, self._dropped = batches.split_by_session(batch, [sessions[i] for i in rows])
-        batches.leave_untrained(self._dropped)
-        return trained
-
-    @contextmanager
-    def _trained_responses_as_n(self) -> Iterator[None]:
-        """verl multiplies its mini-batches by `rollout.n`: those of the update have as many as are trained on."""
-        rollout = self.config.actor_rollout_ref.rollout
-        sampled, rollout.n = rollout.n, self._soup.down_sampling.train_on or rollout.n
-        try:
-            yield
-        finally:
-            rollout.n = sampled
 
     def _read(self, batch: KVBatchMeta, *, recomputed: bool) -> StoredBatch:
         version = self.global_steps - 1

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from soup_verl.tasks.grading.judge import expected_answer
+from soup_verl.tasks.domains import domain_of
 from soup_verl.tasks.reward_function import Reward, call, is_ours, load_module
 
 
@@ -67,11 +67,8 @@ def load(path: str | None, name: str) -> Reward:
     return function
 
 
-def responses(gold: Any, *, ours: bool) -> Iterator[str]:
+def responses(gold: Any) -> Iterator[str]:
     """Right answers to the row, as functions like to have them."""
-    if ours:
-        yield rf"The answer is $\boxed{{{expected_answer(gold)}}}$."
-        return
     text = str(gold)
     yield f"<answer>{text}</answer>\n#### {text}\nAnswer: {text}\n" + (
         text if r"\boxed" in text else rf"\boxed{{{text}}}"
@@ -79,11 +76,20 @@ def responses(gold: Any, *, ours: bool) -> Iterator[str]:
     yield text
 
 
+def right_answers(row: Mapping[str, Any]) -> list[str]:
+    """Those that the row's domain makes up. Raises ValueError of a broken row."""
+    domain = domain_of(row["extra"])
+    domain.check_row(str(row["data_source"]), row["gold"], row["extra"])
+    return list(domain.right_answers(row["gold"], row["extra"]))
+
+
 def verdict(function: Reward, row: Mapping[str, Any], keywords: Mapping[str, Any], *, ours: bool) -> tuple[bool, str]:
-    """Whether the function takes the row's gold for right; and why it gave no number, or ""."""
+    """Whether the function takes the row's gold for right; and why it gave no number, or "". A row of ours whose domain
+    makes up no answer is only checked."""
     extra = {**(row["extra"] or {}), "num_turns": 2, "rollout_reward_scores": {}}  # as verl's reward managers add
     try:
-        for response in responses(row["gold"], ours=ours):
+        tried = right_answers(row) if ours else responses(row["gold"])
+        for response in tried:
             fields = call(
                 function,
                 data_source=row["data_source"],
@@ -94,9 +100,9 @@ def verdict(function: Reward, row: Mapping[str, Any], keywords: Mapping[str, Any
             )
             if fields["correct"]:
                 return True, ""
+        return tried == [], ""
     except BaseException as error:  # it is the user's: it may even exit
         return False, f"{type(error).__name__}: {error}"[:400]
-    return False, ""
 
 
 def main(request_file: str, results_file: str) -> None:

@@ -22,10 +22,11 @@ from typing import Any
 
 from soup_verl.tasks.data.files import read_rows
 from soup_verl.tasks.data.layouts import DataError
+from soup_verl.tasks.domains import MATHEMATICS, domain_name
 from soup_verl.tasks.grading.comparison import RULES, Rules
 from soup_verl.tasks.grading.judge import Verdict, judge, read_row
 from soup_verl.tasks.grading.killable import Budget, CheckFailed, shared_pool
-from soup_verl.tasks.reward import TIME_LIMIT_S
+from soup_verl.tasks.mathematics import TIME_LIMIT_S
 
 
 class GradeError(ValueError):
@@ -69,13 +70,18 @@ def read_cases(path: Path) -> Iterator[Case]:
 def _case(row: Mapping[str, Any], where: str, number: int) -> Case:
     gold = _first_of(row, ("gold", "ground_truth"), where)
     answer = _first_of(row, ("response", "pred", "prediction"), where)
+    extra = row.get("extra_info", row.get("extra"))
+    if (domain := domain_name(extra)) != MATHEMATICS:
+        raise GradeError(
+            f"{where}: extra_info.domain={domain!r}: expected {MATHEMATICS}, which alone has steps to show"
+        )
     is_whole = "response" in row or bool(row.get("whole_response"))
     expected = row.get("expected")
     return Case(
         name=str(row.get("id", number)),
         gold=str(gold),
         response=str(answer) if is_whole else boxed(str(answer)),
-        extra=row.get("extra_info", row.get("extra")),
+        extra=extra,
         expected=None if expected is None else bool(expected),
         kind=str(row.get("kind", "")),
         debatable=bool(row.get("debatable")),

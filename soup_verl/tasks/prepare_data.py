@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,15 +20,18 @@ from typing import Any
 from soup_verl.tasks.chat_template import load_tokenizer
 from soup_verl.tasks.data.benchmark_index import BenchmarkIndex
 from soup_verl.tasks.data.cleaning import DROPS, REPAIRS, Finding, Tally, clean, drop_over_long
-from soup_verl.tasks.data.datasets import DATASETS, DatasetSpec, Problem, find_dataset, to_problems
-from soup_verl.tasks.data.files import KINDS, benchmark_files, hub_rows, read_questions, read_rows, write_files
+from soup_verl.tasks.data.datasets import DATASETS, DatasetSpec, Problem, find_dataset
+from soup_verl.tasks.data.files import KINDS, Rows, benchmark_files, hub_rows, read_questions, read_rows, write_files
 from soup_verl.tasks.data.layouts import DataError
 from soup_verl.tasks.data.prompt_templates import TEMPLATES, Template, find_template, prompt_tokens
+from soup_verl.tasks.data.puzzles import PREFIX, SIZE, is_puzzles, puzzle_spec
+from soup_verl.tasks.domains import MATHEMATICS, find_domain
 
 
 @dataclass
 class Report:
-    """What became of the rows of one data set; `not_checked` maps a reason to why nothing was dropped for it."""
+    """What became of the rows of one data set; `not_checked` maps a reason to why nothing was dropped for it, `drops`
+    to what it means."""
 
     dataset: str
     source: str
@@ -38,6 +41,7 @@ class Report:
     kept: int
     not_checked: dict[str, str]
     benchmarks: dict[str, dict[str, int]] = field(default_factory=dict)
+    drops: Mapping[str, str] = field(default_factory=lambda: DROPS)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -60,7 +64,7 @@ class Report:
             if reason in self.not_checked:
                 lines.append(f"  - {reason:<28}{'not checked':>11}  {self.not_checked[reason]}")
             else:
-                lines.append(_line(f"  - {reason}", finding.rows, _first(finding) or DROPS[reason]))
+                lines.append(_line(f"  - {reason}", finding.rows, _first(finding) or self.drops[reason]))
         lines.append(_line("= kept", self.kept))
         lines.append("repaired, in kept and dropped rows alike:")
         lines += [_line(f"    {k}", f.rows, _first(f) or REPAIRS[k]) for k, f in self.tally.repaired.items()]
@@ -110,12 +114,13 @@ def to_verl_row(problem: Problem, *, spec: DatasetSpec, template: Template, inde
     """One row of verl's data set; `index` is its place in the file, from 0."""
     return {
         "data_source": spec.name,
-        "prompt": template(problem.question),
-        "ability": "math",
+        "prompt": template(problem.question, find_domain(problem.domain).INSTRUCTION),
+        "ability": "math" if problem.domain == MATHEMATICS else problem.domain,
         "reward_model": {"style": "rule", "ground_truth": problem.gold},
         "extra_info": {
             "index": index,
             "split": "test" if spec.is_benchmark else "train",
+            "domain": problem.domain,
             "id": problem.id,
             "question": problem.question,
             "alt_answers": list(problem.alt_answers),
@@ -124,19 +129,22 @@ def to_verl_row(problem: Problem, *, spec: DatasetSpec, template: Template, inde
             "unit": problem.unit,
             "level": problem.level,
             "subject": problem.subject,
+            **(problem.extra or {}),
         },
     }
 
 
 def write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
-    """The rows under one schema, whichever fields are empty in all of them."""
+    """The rows under one schema, whichever fields are empty in all of them; a domain's own fields by their values."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     text = pa.string()
-    extra = {"index": pa.int64(), "split": text, "id": text, "question": text, "alt_answers": pa.list_(text)}
-    extra |= {"tolerance": pa.float64(), "is_multiple_answer": pa.bool_(), "unit": text}
+    extra = {"index": pa.int64(), "split": text, "domain": text, "id": text, "question": text}
+    extra |= {"alt_answers": pa.list_(text), "tolerance": pa.float64(), "is_multiple_answer": pa.bool_(), "unit": text}
     extra |= {"level": pa.int64(), "subject": text}
+    for name in dict.fromkeys(name for row in rows for name in row["extra_info"] if name not in extra):
+        extra[name] = pa.array([row["extra_info"].get(name) for row in rows]).type
     columns = {
         "data_source": text,
         "prompt": pa.list_(pa.struct({"role": text, "content": text})),
@@ -153,7 +161,7 @@ def prepare(args: argparse.Namespace) -> Report:
     Raises:
         DataError: one line for the user; nothing was written.
     """
-    spec, template = find_dataset(args.dataset), find_template(args.template)
+    spec, template = choose_dataset(args), find_template(args.template)
     if (args.tokenizer is None) != (args.max_prompt_tokens is None):
         raise DataError("--tokenizer and --max-prompt-tokens: give both or neither, expected both to limit prompts")
     if args.max_prompt_tokens is not None and args.max_prompt_tokens < 1:
@@ -163,13 +171,13 @@ def prepare(args: argparse.Namespace) -> Report:
         tokenizer = load_tokenizer(args.tokenizer, f"--tokenizer={args.tokenizer!r}", DataError)
     index = build_index(args.benchmarks_from, args.file) if args.benchmarks_from and not spec.is_benchmark else None
 
-    tally = Tally()
-    problems = to_problems(spec, read_rows(args.file) if args.file is not None else hub_rows(spec))
-    kept = clean(problems, tally, is_benchmark=spec.is_benchmark, levels=spec.levels, index=index)
+    tally, domain = Tally(), find_domain(spec.domain)
+    problems = domain.problems(spec, rows_of(args.file, spec))
+    kept = clean(problems, tally, is_benchmark=spec.is_benchmark, levels=spec.levels, index=index, rules=domain.ROWS)
     if index is not None:
         check_hits(index, tally.rows_in)
     if tokenizer is not None:
-        lengths = prompt_tokens(tokenizer, (template(p.question) for p in kept))
+        lengths = prompt_tokens(tokenizer, (template(p.question, domain.INSTRUCTION) for p in kept))
         kept = drop_over_long(kept, lengths, args.max_prompt_tokens, tally)
     tally.check(len(kept))
     refuse(tally, kept, strict=args.strict)
@@ -178,6 +186,27 @@ def prepare(args: argparse.Namespace) -> Report:
     rows = [to_verl_row(p, spec=spec, template=template, index=i) for i, p in enumerate(kept)]
     _write(args.out, spec.name, rows, report)
     return report
+
+
+def choose_dataset(args: argparse.Namespace) -> DatasetSpec:
+    """The data set that the arguments name, or describe."""
+    if is_puzzles(args.dataset):
+        if args.file is not None:
+            raise DataError(f"--from={args.file}: expected no file, as reasoning-gym makes the rows")
+        return puzzle_spec(args.dataset, size=args.size, seed=args.seed, settings=args.set)
+    for name in ("size", "seed", "set"):
+        if getattr(args, name):
+            raise DataError(
+                f"--{name}={getattr(args, name)}: expected with reasoning-gym:NAME alone, whose rows are made"
+            )
+    return find_dataset(args.dataset)
+
+
+def rows_of(file: Path | None, spec: DatasetSpec) -> Rows:
+    """(row number from 1, row) of a file, made on demand, or of the hub."""
+    if file is not None:
+        return read_rows(file)
+    return hub_rows(spec) if spec.made is None else spec.made
 
 
 def refuse(tally: Tally, kept: list[Problem], *, strict: bool) -> None:
@@ -198,16 +227,20 @@ def _report(
     if spec.is_benchmark:
         repeats = ("conflicting_golds", "duplicate", "benchmark_overlap")
         not_checked |= dict.fromkeys(repeats, "a benchmark is kept as it is published")
+    elif spec.made is not None:
+        not_checked["benchmark_overlap"] = "training and test share no question, whatever their seeds"
     elif index is None:
         not_checked["benchmark_overlap"] = "NO CHECK AGAINST BENCHMARKS WAS DONE: give --benchmarks-from DIR"
     if args.tokenizer is None:
         not_checked["over_long"] = "give --tokenizer and --max-prompt-tokens"
     if spec.levels is None:
         not_checked["outside_levels"] = "all levels are taken"
-    source = str(args.file) if args.file is not None else f"hub:{spec.hub}" + (f":{spec.config}" if spec.config else "")
+    hub = f"hub:{spec.hub}" + (f":{spec.config}" if spec.config else "")
+    source = str(args.file) if args.file is not None else hub if spec.made is None else spec.hub
     sizes = index.sizes if index is not None else {}
     hits = {name: {"questions": n, "rows_dropped": index.hits[name] if index else 0} for name, n in sizes.items()}
-    return Report(spec.name, source, spec.licence, args.template, tally, len(kept), not_checked, hits)
+    drops = {**DROPS, **find_domain(spec.domain).ROWS.drops}
+    return Report(spec.name, source, spec.licence, args.template, tally, len(kept), not_checked, hits, drops)
 
 
 def _write(out: Path, name: str, rows: list[dict[str, Any]], report: Report) -> None:
@@ -228,11 +261,14 @@ def _write_text(path: Path, text: str) -> None:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m soup_verl.prepare_data", description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", required=True, metavar="NAME", help=", ".join(DATASETS))
+    parser.add_argument("--dataset", required=True, metavar="NAME", help=", ".join((*DATASETS, f"{PREFIX}NAME")))
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where NAME.parquet goes")
     parser.add_argument(
         "--from", dest="file", type=Path, metavar="PATH", help="a file or folder of the same rows, for the hub"
     )
+    parser.add_argument("--size", type=int, metavar="N", help=f"{PREFIX}NAME: puzzles ({SIZE})")
+    parser.add_argument("--seed", type=int, metavar="S", help=f"{PREFIX}NAME: other seeds, other puzzles (0)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help=f"{PREFIX}NAME: its settings")
     parser.add_argument("--template", default="qwen-math", metavar="NAME", help=", ".join(TEMPLATES))
     parser.add_argument("--tokenizer", metavar="PATH", help="the model's, for --max-prompt-tokens")
     parser.add_argument("--max-prompt-tokens", type=int, metavar="N", help="drop prompts that are longer")

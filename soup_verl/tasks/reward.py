@@ -1,108 +1,38 @@
-r"""The reward for mathematics: 1 for a response whose last `\boxed{}` holds the expected answer, else 0.
+"""The reward of every domain, as verl calls it:
 
     reward.custom_reward_function.path=pkg://soup_verl.reward reward.custom_reward_function.name=compute_score
 
-verl calls `compute_score` in threads of its reward workers. It never raises on a response and runs none as code:
-`answers.py` takes structure, words and numbers apart in plain Python, and what is left, one expression made of
-whitelisted LaTeX, is compared by math-verify in a process that is killed when its time is over (`killable.py`).
+verl calls `compute_score` in threads of its reward workers. It never raises on a response, and runs none as code in
+this process. A row is mathematics (`mathematics.py`) unless it names another of the domains in `domains.py`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from soup_verl.tasks.grading.comparison import RULES, Rules
-from soup_verl.tasks.grading.judge import judge, read_row
-from soup_verl.tasks.grading.killable import Budget
-from soup_verl.tasks.grading.latex_text import clean
-from soup_verl.tasks.grading.quantities import parse_quantity
-
-TIME_LIMIT_S = 3.0
-_TIME_LIMIT = "time_limit_s"
+from soup_verl.tasks.domains import domain_of
 
 
 def compute_score(
-    data_source: str,
-    solution_str: str,
-    ground_truth: str,
-    extra_info: Mapping[str, Any] | None = None,
-    *,
-    time_limit_s: float = TIME_LIMIT_S,
-    relation_as_interval: bool = True,
-    unit_required: bool = False,
-    boxes: str = "last",
-    approximation: str = "exact",
-    decimal_comma: bool = False,
-    thoughts: str = "ignore",
-    **kwargs: Any,
+    data_source: str, solution_str: str, ground_truth: str, extra_info: Mapping[str, Any] | None = None, **kwargs: Any
 ) -> dict[str, float | str]:
-    r"""Score a response.
+    """Score a response.
 
     Args:
         data_source: name of the data set, for messages.
         solution_str: the response as text, without the prompt.
-        ground_truth: the expected answer; where it has a box, what is in there.
-        extra_info: of the row's extra fields, these are read (None, NaN or no key: the default):
-            `alt_answers`, a list of str: other answers that are right too;
-            `tolerance`, a float: absolute error that a number may have (0); a text such as "0.1,0.2" has one for each
-            part of the expected answer;
-            `is_multiple_answer`, a bool: the answer is a list, in any order (told from its commas);
-            `unit`, a str: the unit asked for, which the response may add or leave out.
-        time_limit_s: seconds for the expressions of this response, by the wall clock. This and the following are set
-            with `+reward.custom_reward_function.reward_kwargs.NAME`; docs/grading.md says more.
-        relation_as_interval: x > 2 and (2, oo) are the same answer.
-        unit_required: 5 is not 5 cm, where the expected answer has the unit.
-        boxes: "last": the last box is the answer; "row": boxes with nothing else between them are one list.
-        approximation: of `1/3 \approx 0.333`, "exact": the first is the answer; "either": one of them is enough.
-        decimal_comma: 1.000,99 and 1000,99 are 1000.99.
-        thoughts: a box within `<think>...</think>`: "ignore", or "count" it as any other.
-        **kwargs: whatever else verl passes; not used. A mistyped keyword would end here: see `check_keywords`.
+        ground_truth: what the row's domain judges by: the expected answer in mathematics, JSON text in others.
+        extra_info: the row's extra fields; `domain` names its domain.
+        **kwargs: those in the domain's `KEYWORDS`, set with `+reward.custom_reward_function.reward_kwargs.NAME`;
+            others, as verl passes, are not used; a mistyped one would end here: see `domains.check_keywords`.
 
     Returns:
-        `score`, the reward, and `acc`, which verl's validation averages: both 1.0 or 0.0;
-        `format`: 1.0 if the response has a last box that is closed, not empty and not too long;
-        `timeout`: 1.0 if time ran out;
-        `error`: "" or why there was no comparison: `no_box`, `unclosed_box`, `empty_box`, `too_long`, `not_allowed`
-        (characters or commands that are not handed on), `unparsed`, `timeout`, `memory`;
-        `pred`: the answer in one spelling, numbers as fractions, "" for none.
+        `domains.FIELDS`.
 
     Raises:
-        ValueError: the row itself is broken: an empty `ground_truth`, an extra field of another type; or a keyword has
-            a value that it cannot have.
+        ValueError: the row itself is broken, or a keyword has a value that it cannot have.
     """
-    rules = Rules(relation_as_interval, unit_required, boxes, approximation, decimal_comma, thoughts)
-    row = read_row(data_source, ground_truth, extra_info)
-    verdict = judge(str(solution_str), row, rules, Budget(time_limit_s))
-    return {
-        "score": float(verdict.correct),
-        "acc": float(verdict.correct),
-        "format": float(verdict.answer is not None),
-        "timeout": float(verdict.error == "timeout"),
-        "error": verdict.error,
-        "pred": "" if verdict.answer is None else _one_spelling(verdict.answer),
-    }
-
-
-def check_keywords(given: Mapping[str, Any]) -> None:
-    """What must hold of `reward_kwargs` before a run starts: verl hands them on, and `compute_score` takes any name.
-
-    Raises:
-        ValueError: names the first that there is not, or whose value it cannot have.
-    """
-    for name in given.keys() - RULES.keys() - {_TIME_LIMIT}:
-        known = ", ".join((*RULES, _TIME_LIMIT))
-        raise ValueError(f"reward_kwargs.{name}={given[name]!r}: expected no such key, but one of {known}")
-    limit = given.get(_TIME_LIMIT, TIME_LIMIT_S)
-    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not 0 < limit < math.inf:
-        raise ValueError(f"reward_kwargs.{_TIME_LIMIT}={limit!r}: expected a number of seconds above 0")
-    Rules(**{name: value for name, value in given.items() if name in RULES})
-
-
-def _one_spelling(answer: str) -> str:
-    text = clean(answer)
-    number = parse_quantity(text)
-    if number is not None and number.value.numerator.bit_length() + number.value.denominator.bit_length() < 200:
-        text = f"{number.value}{'%' if number.percent else ''}"
-    return text.encode("utf-8", "replace").decode()
+    domain = domain_of(extra_info)
+    keywords = {name: value for name, value in kwargs.items() if name in domain.KEYWORDS}
+    return domain.score(data_source, str(solution_str), ground_truth, extra_info, **keywords)

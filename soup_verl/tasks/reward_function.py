@@ -27,7 +27,7 @@ def module_name(path: str) -> str:
 
 
 def is_ours(path: str | None, name: str | None) -> bool:
-    """Whether these settings name this project's reward for mathematics."""
+    """Whether these settings name this project's reward."""
     if path is None or name != FUNCTION:
         return False
     if path.startswith(PACKAGE):

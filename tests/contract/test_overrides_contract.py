@@ -17,12 +17,14 @@ from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from soup_verl.launch.task_runner import SoupTaskRunner
 from soup_verl.stack.actor_worker import SoupActorWorker
 from soup_verl.stack.cpu import training
+from soup_verl.stack.down_sampling import DownSampling
 from soup_verl.stack.dynamic_sampling import NotingReplayBuffer
 from soup_verl.stack.failures import ExplainedFailures
 from soup_verl.stack.history_checkpoints import HistoryCheckpoints
 from soup_verl.stack.inflight_trainer import InflightStages, SoupColocateAsyncTrainer, SoupSeparateAsyncTrainer
 from soup_verl.stack.keeping_worker import KeepingActorWorker
 from soup_verl.stack.trainer import SoupStages
+from soup_verl.stack.validation import ExplainedValidation
 from tests.contract import verl_trainer
 
 pytestmark = pytest.mark.contract
@@ -39,10 +41,12 @@ OVERRIDES = [
     (
         SoupStages,
         PPOTrainerSync,
-        "_init_dataloader _init_resource_pool_mgr on_train_begin step _validate _val_metrics_update _next_train_batch "
-        "_submit_batch_to_rollout on_sample_end _balance_batch _compute_advantage _update_actor on_step_end "
-        "_consume_sync_metrics _build_replay_buffer",
+        "_init_dataloader _init_resource_pool_mgr on_train_begin step _next_train_batch _submit_batch_to_rollout "
+        "on_sample_end _balance_batch _compute_advantage _update_actor on_step_end _consume_sync_metrics "
+        "_build_replay_buffer",
     ),
+    (DownSampling, PPOTrainerSync, ""),
+    (ExplainedValidation, PPOTrainerSync, "_validate _val_metrics_update"),
     (HistoryCheckpoints, PPOTrainerSync, "_save_checkpoint _load_checkpoint"),
     (ExplainedFailures, PPOTrainerSync, ""),
     (NotingReplayBuffer, ReplayBuffer, "_clear_groups"),

@@ -73,7 +73,7 @@ class TwoNodes:
             stdin=subprocess.DEVNULL,
         )
         self.nodes.append(node)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while "Ray runtime started." not in Path(log.name).read_text():
             if node.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"no Ray node:\n{Path(log.name).read_text()[-2000:]}")

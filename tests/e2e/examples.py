@@ -40,7 +40,7 @@ NEEDED = {
 """What a file's own settings ask of a run, or of a short one."""
 
 SELDOM = ("neighbors/failure_prefixes",)
-"""Mix only what happened to be solved every time, and failed before."""
+"""Mix only what was solved every time, and failed before: where `seldom_wrong` rewards, at every other visit."""
 
 LAST = (3, 4)
 """With two batches an epoch every source has history for these steps."""
@@ -54,9 +54,12 @@ def steps(name: str) -> int:
 
 def data(name: str) -> str:
     """The prompts of a run, by their reward: some methods need responses that are right."""
-    if name == "neighbors/dapo_soup":
-        return "half"  # so that every step replaces groups, however the rest goes
-    return "mostly" if name in ("neighbors/exgrpo", "neighbors/prefix_sampling", *SELDOM) else "varied"
+    special = {
+        "neighbors/dapo_soup": "half",  # so that every step replaces groups, however the rest goes
+        "neighbors/exgrpo": "mostly",
+        "neighbors/prefix_sampling": "also_mostly",
+    }
+    return (special | dict.fromkeys(SELDOM, "seldom_wrong")).get(name, "varied")
 
 
 def overrides(name: str) -> tuple[str, ...]:

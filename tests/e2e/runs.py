@@ -18,7 +18,7 @@ import pandas as pd
 
 from tests.e2e import examples, rehearsals
 from tests.e2e.cluster import TwoNodes
-from tests.e2e.launch import LIMIT, PREFIXES, ROOT, Run, launch, launch_series
+from tests.e2e.launch import LIMIT, PREFIXES, ROOT, Run, launch, launch_series, launch_sweep
 from tests.faults.kills import Fault, Faults, killed_run
 
 
@@ -147,6 +147,7 @@ def _offload(assets: Path, folder: Path) -> dict[str, Run | None]:
             *_SNAPSHOT,
             *validation,
             "trainer.test_freq=2",
+            "trainer.val_before_train=true",
             f"trainer.validation_data_dir={folder}/snapshot_fsdp2/validation",
         ),
         "best_kept": (
@@ -218,14 +219,17 @@ _LORA = (
 
 def _lora(strategy: str) -> Launch:
     """Adapters alone are trained and kept: a run, `lora_fsdp2` or `lora_fsdp`, and the same resumed from its second
-    step."""
+    step; with FSDP1 as a sweep."""
     name = f"lora_{strategy}"
+    start, end = (launch_sweep, "-s0") if strategy == "fsdp" else (launch_series, "")
 
     def launch(assets: Path, folder: Path) -> dict[str, Run]:
         same = (*_SNAPSHOT, "soup.behavior_log_probs=actor")
-        again = ("trainer.resume_mode=resume_path", f"trainer.resume_from_path={folder}/{name}/global_step_2")
+        again = ("trainer.resume_mode=resume_path", f"trainer.resume_from_path={folder}/{name}{end}/global_step_2")
         runs = {name: same, f"{name}_resumed": (*same, *again)}
-        return launch_series(assets, folder, runs, *_LORA, f"actor_rollout_ref.actor.strategy={strategy}")
+        return start(
+            assets, folder, runs, *_LORA, f"actor_rollout_ref.actor.strategy={strategy}", "trainer.test_freq=4"
+        )
 
     return Launch((name, f"{name}_resumed"), launch)
 

@@ -59,14 +59,15 @@ def rows(out):
 
 def test_killed_twice_it_ends_with_the_samples_of_an_evaluation_that_was_not(made_assets, tmp_path):
     arguments = ["--model", made_assets / "model", "--data", made_assets / "train.parquet", made_assets / "val.parquet"]
-    arguments += ["--n", 32, "--max-tokens", 12, "--reward", f"{made_assets / 'rewards.py'}:score"]
+    # Four waves of 256 responses, of which a test that looks a hundred times a second sees the first end.
+    arguments += ["--n", 32, "--max-tokens", 64, "--reward", f"{made_assets / 'rewards.py'}:score"]
     whole, out = tmp_path / "whole", tmp_path / "killed"
     evaluate(whole, *arguments)
 
     # The engine's process first: the command says so in one line and keeps what there is.
     process = start(out, *arguments)
+    engine = engine_of(process, out)
     wait_for(process, out / "unscored.jsonl", 100)
-    (engine,) = [p for p in processes_with(f"SOUP_TEST_MARK={out}") if p != process.pid and _is_engine(p)]
     os.kill(engine, signal.SIGKILL)
     assert process.wait(timeout=LIMIT) == 1
     said = [line for line in (tmp_path / "killed.txt").read_text().splitlines() if line.startswith("error: ")]
@@ -90,6 +91,16 @@ def test_killed_twice_it_ends_with_the_samples_of_an_evaluation_that_was_not(mad
     assert results[0] == results[1]
     assert results[0]["files"]["train.parquet"]["metrics"]["pass@32"]["low"] is not None
     assert (out / "pass_at_k.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def engine_of(process, out):
+    """The engine's process, as soon as there is one."""
+    deadline = time.monotonic() + LIMIT
+    while not (found := [p for p in processes_with(f"SOUP_TEST_MARK={out}") if p != process.pid and _is_engine(p)]):
+        assert process.poll() is None and time.monotonic() < deadline, "no engine"
+        time.sleep(0.05)
+    (engine,) = found
+    return engine
 
 
 def _is_engine(process):

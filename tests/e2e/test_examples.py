@@ -15,6 +15,7 @@ WITHOUT_MIXING = {
 MIXING = [name for name in NAMES if name not in WITHOUT_MIXING]
 NOTHING_RECOMPUTED = ("neighbors/dppo_kl", "neighbors/dppo_tv", "neighbors/oapl")  # verl's bypass_mode
 HELD = ("ablations/held_policy", "neighbors/oapl", "neighbors/oapl_paired")  # no token of the current policy
+END = 2  # the tokenizer's
 WHOLE = ("exgrpo", "luffy_shaped", "repo")
 
 
@@ -86,9 +87,10 @@ def test_suffix_ends_with_historical_tokens_after_a_head_of_the_current_policy(f
 
 @pytest.mark.runs("more/whole")
 def test_a_whole_response_is_historical_its_end_included(finished):
-    masks = [row["prefix_mask"].tolist() for row in mixed_rows(finished)]
-    assert masks and all(all(m) for m in masks)
-    assert any(len(m) < 16 for m in masks)  # which then ended by itself
+    """A random model's hardly ever end by themselves: tests/unit/stack/test_prefix_sampler.py has one that does."""
+    rows = mixed_rows(finished)
+    assert rows and all(row["prefix_mask"].all() for row in rows)
+    assert all(int(row["responses"][-1]) == END for row in rows if len(row["responses"]) < 16)
 
 
 @pytest.mark.runs("ablations/held_policy")
@@ -280,10 +282,21 @@ def test_oapls_advantages_are_over_the_value_or_the_mean_residual_of_a_prompts_r
 
 @pytest.mark.runs("neighbors/vespo")
 def test_vespo_weighs_responses_by_how_far_their_prefix_has_drifted(finished):
-    for metrics in settled(finished):
-        for segment in ("prefix", "continuation"):  # of the same responses
-            assert abs(metrics[f"soup/{segment}_vespo_weight"] - 1) > 1e-4
+    """By hand, from what was trained on, before the step's one update; on-policy responses have not drifted."""
+    for step in LAST:
+        metrics, rows = finished.metrics()[step], [row for row in finished.rows(step) if row["prefix_mask"].any()]
+        prefix, weight = torch.cat([row["prefix_mask"].bool() for row in rows]), torch.cat(list(map(_vespo, rows)))
+        assert metrics["soup/prefix_vespo_weight"] == pytest.approx(weight[prefix].mean().item(), abs=1e-4)
+        assert metrics["soup/continuation_vespo_weight"] == pytest.approx(weight[~prefix].mean().item(), abs=1e-4)
+        assert (weight - 1).abs().max() > 1e-3
         assert metrics["soup/onpolicy_vespo_weight"] == pytest.approx(1, abs=1e-4)
+
+
+def _vespo(row):
+    """The weight of each token of a response: one for all of them."""
+    k, lam = (2, 3) if row["advantages"][0] >= 0 else (3, 2)
+    log_w = (row["recomputed_log_probs"] - row["old_log_probs"]).double().sum()
+    return (lam + k * log_w - lam * log_w.exp()).exp().expand(len(row["responses"]))
 
 
 @pytest.mark.runs("neighbors/m2po")
@@ -297,8 +310,14 @@ def test_m2po_leaves_historical_tokens_out_and_counts_them(finished):
 
 @each([f"neighbors/{name}" for name in ("gspo", "cispo", "sapo", "geo_mean")])
 def test_a_loss_of_verls_reads_ratios_against_the_policy_that_sampled(finished, name):
-    """`ppo_kl` is its mean of log old - log pi; before the step's one update only prefix tokens can have any."""
-    assert all(abs(metrics["actor/ppo_kl"]) > 1e-5 for metrics in settled(finished))
+    """`ppo_kl` is its mean of log old - log pi; before the step's one update only prefix tokens have any, in the mean
+    perhaps little."""
+    for step in LAST:
+        rows = finished.rows(step)
+        apart = torch.cat([(row["old_log_probs"] - row["recomputed_log_probs"]).double() for row in rows])
+        assert finished.metrics()[step]["actor/ppo_kl"] == pytest.approx(apart.mean().item(), abs=1e-5)
+        historical = torch.cat([row["prefix_mask"].bool() for row in rows])
+        assert apart[historical].abs().max() > 1e-3 and not apart[~historical].any()
     assert abs(finished.metrics()[1]["actor/ppo_kl"]) < 1e-5  # nothing was mixed yet
 
 

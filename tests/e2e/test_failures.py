@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from soup_verl.stack import checkpoint
-from tests.e2e.launch import ROOT, command, survivors
+from tests.e2e.launch import LIMIT, ROOT, command, survivors
 
 
 @pytest.mark.runs("reward_raises")
@@ -58,7 +58,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before_it(run):
 def refused(assets, folder, *overrides):
     """The last line of a run that must be refused before Ray starts."""
     ended = subprocess.run(
-        command(assets, folder, *overrides), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        command(assets, folder, *overrides), cwd=ROOT, capture_output=True, text=True, timeout=LIMIT, check=False
     )
     assert ended.returncode != 0
     assert "Started a local Ray instance" not in ended.stdout + ended.stderr

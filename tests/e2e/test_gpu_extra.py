@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NO_INDEX = "error sending request|dns error|[Tt]imed out|[Cc]onnect"
+NO_INDEX = "error sending request|dns error|[Tt]imed out|[Cc]onnect|server error|429"
 
 
 def resolve(python: str) -> dict[str, str]:

@@ -83,9 +83,11 @@ def test_older_tokens_are_anchored_at_the_policy_that_sampled_them(finished):
 @pytest.mark.runs("partial_rollout")
 def test_metrics_by_segment_and_age(finished):
     metrics = [finished.metrics()[step] for step in STEPS]
-    assert any("soup/stale_clip_fraction" in m and "soup/stale_kl_k3" in m for m in metrics)
-    assert any(key.startswith("soup/prefix_kl_k3_age_") for m in metrics for key in m)
-    for m in metrics:
+    for step, m in zip(STEPS, metrics, strict=True):
+        old = [historical(row, step) for row in finished.rows(step)]
+        for key in ("soup/stale_clip_fraction", "soup/stale_kl_k3"):  # of responses that no update found under way
+            assert (key in m) == any(of_row.all() for of_row in old)
+        assert any(key.startswith("soup/prefix_kl_k3_age_") for key in m) == any(of_row.any() for of_row in old)
         segments = ("prefix", "continuation", "onpolicy", "stale")
         assert sum(m[f"soup/{s}_tokens_total"] for s in segments) == m["soup/decode_tokens_total"]
         assert m.get("soup/noise_floor_kl_k3", 0.0) < 1e-6

@@ -66,4 +66,5 @@ def test_wandb_has_what_the_file_has(finished):
 
 def test_the_console_shows_what_the_file_has(finished):
     for key in KEYS:
-        assert all(f" - {key}:{value}" in finished.output for value in in_file(finished, key).values())
+        expected = in_file(finished, key)
+        assert expected and all(f" - {key}:{value}" in finished.output for value in expected.values())

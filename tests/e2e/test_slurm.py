@@ -24,6 +24,7 @@ while [[ $1 == --* ]]; do
 done
 exec "$@" "${node[@]}" --num-cpus=1 --num-gpus=1 --object-store-memory=150000000
 """
+LIMIT = 600  # seconds for what takes 20 on a machine that does nothing else
 RUN = """
 import ray, sys, time
 
@@ -55,8 +56,8 @@ def start(folder: Path, *arguments: str) -> tuple[subprocess.Popen, FakeCommands
 
 
 def left(folder: Path) -> list[int]:
-    """What of the job is still there after a few seconds."""
-    deadline = time.monotonic() + 10
+    """What of the job is still there after the minute for which Ray's agents try to report the end of their cluster."""
+    deadline = time.monotonic() + 90
     while (found := processes_with(f"SOUP_TEST_NODE={folder}")) and time.monotonic() < deadline:
         time.sleep(0.2)
     return found
@@ -71,18 +72,18 @@ def folder(tmp_path):
 
 def test_the_run_has_both_nodes_and_nothing_is_left(folder):
     job, _ = start(folder, "0")
-    assert job.wait(timeout=180) == 0, (folder / "slurm.out").read_text()
+    assert job.wait(timeout=LIMIT) == 0, (folder / "slurm.out").read_text()
     assert "run with 2 nodes, 2 GPUs, ['0']" in (folder / "slurm.out").read_text()
     assert left(folder) == []
 
 
 def test_near_the_limit_everything_ends_and_the_job_is_requeued(folder):
-    job, commands = start(folder, "300")
-    deadline = time.monotonic() + 180
+    job, commands = start(folder, "3000")
+    deadline = time.monotonic() + LIMIT
     while not re.search("^run with", text := (folder / "slurm.out").read_text(), re.M):
         assert job.poll() is None and time.monotonic() < deadline, text
         time.sleep(0.2)
     job.send_signal(signal.SIGUSR1)
-    assert job.wait(timeout=180) == 0
+    assert job.wait(timeout=LIMIT) == 0
     assert commands.calls("scontrol")[-1] == "scontrol requeue 42"
     assert left(folder) == []

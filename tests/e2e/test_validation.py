@@ -13,7 +13,7 @@ from soup_verl.stack.checkpoint import verify
 def test_pass_at_k_of_eight_prompts_with_four_responses_each(run):
     finished = run("snapshot_fsdp2")
     assert finished.code == 0, finished.output[-3000:]
-    for step in (2, 4):
+    for step in (0, 2, 4):
         rights = defaultdict(list)
         for line in (finished.folder / "validation" / f"{step}.jsonl").read_text().splitlines():
             response = json.loads(line)
@@ -24,7 +24,7 @@ def test_pass_at_k_of_eight_prompts_with_four_responses_each(run):
         assert one == pytest.approx(fmean(map(fmean, rights.values())))
         assert one == pytest.approx(found["val-core/even/acc/mean@4"])
         assert four == fmean(any(of_prompt) for of_prompt in rights.values())
-    found = finished.metrics()[2]  # at step 4 the model gives one answer to everything
+    found = finished.metrics()[0]  # a random model; later it may give one answer to everything
     assert found["val-soup/even/pass@1"] < found["val-soup/even/pass@2"] < found["val-soup/even/pass@4"]
     assert found["val-core/even/acc/best@4/mean"] < found["val-soup/even/pass@4"]
 

@@ -79,7 +79,7 @@ TRAINING = [
 
 def examples() -> list[str]:
     """`ablations=age` and so on, one a shipped file."""
-    files = sorted(p for folder in ("ablations", "neighbors") for p in (CONFIG / folder).glob("*.yaml"))
+    files = sorted(p for folder in ("domains", "ablations", "neighbors") for p in (CONFIG / folder).glob("*.yaml"))
     return [f"{p.parent.name}={p.stem}" for p in files]
 
 
@@ -96,7 +96,7 @@ def script_settings(name: str, *given: str, **knobs: str) -> list[str]:
 def printed_settings(command: list[str], **knobs: str) -> list[str]:
     """What a run script prints with DRY_RUN=1: its settings, one a line."""
     environment = {**os.environ, "DRY_RUN": "1", **knobs}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=True)
     return done.stdout.splitlines()
 
 

@@ -31,7 +31,7 @@ def files(group):
     return sorted((CONFIG / group).glob("*.yaml"))
 
 
-ABLATIONS, NEIGHBORS = files("ablations"), files("neighbors")
+DOMAINS, ABLATIONS, NEIGHBORS = files("domains"), files("ablations"), files("neighbors")
 NAMES = {"ids": lambda path: path.stem}
 
 
@@ -52,7 +52,7 @@ def differences(one, other):
     return [key for key in a.keys() | b.keys() if a.get(key) != b.get(key)]
 
 
-@pytest.mark.parametrize("path", ABLATIONS + NEIGHBORS, **NAMES)
+@pytest.mark.parametrize("path", DOMAINS + ABLATIONS + NEIGHBORS, **NAMES)
 def test_it_composes_and_passes_every_check(path):
     config = example(path)
     check_run(SoupConfig.parse(config["soup"]), config)
@@ -184,7 +184,7 @@ def test_every_factor_and_every_neighbour_has_its_file():
     assert {path.stem for path in NEIGHBORS} >= METHODS
 
 
-@pytest.mark.parametrize("path", ABLATIONS + NEIGHBORS, **NAMES)
+@pytest.mark.parametrize("path", DOMAINS + ABLATIONS + NEIGHBORS, **NAMES)
 def test_a_file_has_a_line_of_at_most_100_characters(path):
     assert path.read_text().startswith("# @package _global_\n# ")
     line = line_of(path)
@@ -194,7 +194,7 @@ def test_a_file_has_a_line_of_at_most_100_characters(path):
 def test_the_list_has_every_file_with_its_line(capsys):
     listing.main()
     shown = capsys.readouterr().out
-    for group in ("ablations", "neighbors"):
+    for group in ("domains", "ablations", "neighbors"):
         (part,) = re.findall(rf"^{group}=NAME: .*\n((?:  .*\n)+)", shown, re.MULTILINE)
         found = dict(line.split(maxsplit=1) for line in part.splitlines())
         assert found == {path.stem: line_of(path) for path in files(group)}
@@ -214,7 +214,7 @@ def test_an_objective_and_a_source_have_a_row_in_the_table_of_methods(value):
     assert value in ROWS
 
 
-@pytest.mark.parametrize("group", ["ablations", "neighbors"])
+@pytest.mark.parametrize("group", ["domains", "ablations", "neighbors"])
 def test_an_unknown_name_is_refused_with_the_names_there_are(group):
     with pytest.raises(hydra.errors.MissingConfigException) as caught:
         compose(f"{group}=no_such")

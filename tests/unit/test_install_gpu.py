@@ -63,7 +63,7 @@ class Machine:
     def install(self, **environment: str) -> subprocess.CompletedProcess:
         command = ["bash", "scripts/install.sh", "venv", "gpu,report"]
         given = self.commands.environment(PYTHON="python", LOG=str(self.commands.log), **environment)
-        return subprocess.run(command, cwd=self.root, env=given, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, cwd=self.root, env=given, capture_output=True, text=True, timeout=600)
 
     def refused(self, **environment: str) -> str:
         """The one line of an install that is refused before anything is made."""

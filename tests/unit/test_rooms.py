@@ -6,12 +6,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FLOORS = (
-    ("method",),
-    ("records",),
+    ("method", "records"),
     ("tasks",),
     ("stack",),
     ("launch", "evaluation", "reporting"),
-    ("rehearsal", "acceptance", "exporting"),
+    ("rehearsal", "acceptance", "exporting", "sweeping"),
     ("soup_verl",),  # the public faces: modules that forward
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -55,7 +54,7 @@ def test_imports_go_down_the_floors():
         for imported in found & KNOWN.keys()
         if room(imported) != room(module) and FLOOR_OF[room(imported)] >= FLOOR_OF[room(module)]
     ]
-    assert up == []
+    assert up == [] and len(FLOORS) <= 6
 
 
 def test_there_is_no_circle():

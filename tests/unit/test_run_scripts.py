@@ -22,7 +22,7 @@ def called(script, *given, tmp_path, **knobs):
     python.chmod(0o755)
     calls = tmp_path / "calls"
     environment = {**os.environ, **knobs, "PYTHON": str(python), "CALLS": str(calls)}
-    subprocess.run(["bash", ROOT / "recipe/soup" / script, *given], env=environment, check=True, timeout=30)
+    subprocess.run(["bash", ROOT / "recipe/soup" / script, *given], env=environment, check=True, timeout=600)
     return [line.split("\0")[:-1] for line in calls.read_text().splitlines()]
 
 
@@ -76,7 +76,7 @@ def test_the_settings_of_a_model_and_data_of_ones_own():
 def test_a_missing_knob_is_one_line(knobs, message):
     environment = {k: v for k, v in os.environ.items() if k not in OWN} | {"DRY_RUN": "1"} | knobs
     done = subprocess.run(
-        ["bash", ROOT / "recipe/soup/run.sh"], env=environment, capture_output=True, text=True, timeout=30
+        ["bash", ROOT / "recipe/soup/run.sh"], env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode != 0 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and message in done.stderr
@@ -141,3 +141,13 @@ def test_a_rehearsal_is_handed_the_very_command(tmp_path):
     made = [call[i + 1 : i + 3] for i in range(place) if call[i] == "--made"]
     assert [Path(file).name for file, _ in made] == ["math-500.parquet", "openr1-math-46k.parquet", "config.json"]
     assert [module.rpartition(".")[2] for _, module in made] == ["prepare_data", "prepare_data", "context_window"]
+
+
+def test_puzzles_go_by_a_name_that_is_no_file_name(tmp_path):
+    knobs = {"MODEL_PATH": "m", "DATA": "reasoning-gym:gcd", "BENCHMARKS": "reasoning-gym:gcd-test", "DATA_DIR": "d"}
+    test, train, *_ = called("run.sh", tmp_path=tmp_path, **knobs)
+    assert test[1:6] == ["soup_verl.prepare_data", "--dataset", "reasoning-gym:gcd-test", "--out", "d/benchmarks"]
+    assert train[3] == "reasoning-gym:gcd" and train[-1] == "d/benchmarks/reasoning-gym-gcd-test.parquet"
+    found = as_dict(script_settings("run.sh", **knobs))
+    assert found["data.train_files"] == "d/reasoning-gym-gcd.parquet"
+    assert found["data.val_files"] == "[d/benchmarks/reasoning-gym-gcd-test.parquet]"

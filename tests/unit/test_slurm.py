@@ -17,12 +17,14 @@ while [[ $1 == --* ]]; do
   if [[ $1 == --ntasks=* ]]; then nodes=${1#*=}; fi
   shift
 done
-for ((i = 0; i < nodes; i++)); do echo >>"$JOINED"; done
-exec "$@"
+NODES=$nodes exec "$@"
 """
 RAY = """
 case $1 in
-  start) trap 'echo "ray ended" >>"$LOG"; exit' TERM; while :; do sleep 0.1; done ;;
+  start)
+    trap 'echo "ray ended" >>"$LOG"; exit' TERM
+    for ((i = 0; i < NODES; i++)); do echo >>"$JOINED"; done
+    while :; do sleep 0.1; done ;;
   status) awk '{ print " 1 node_" NR }' "$JOINED"; echo " 0.0/16.0 CPU" ;;
 esac
 """
@@ -63,11 +65,11 @@ class Job:
         )
 
     def finish(self) -> tuple[int, str]:
-        output, _ = self.process.communicate(timeout=120)
+        output, _ = self.process.communicate(timeout=600)
         return self.process.returncode, output
 
     def wait_for(self, line: str) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 300
         while line not in self.commands.log.read_text():
             assert self.process.poll() is None and time.monotonic() < deadline, self.commands.log.read_text()
             time.sleep(0.05)
@@ -131,7 +133,7 @@ def test_one_node_has_no_workers(job):
 
 
 def test_near_the_limit_it_stops_the_run_then_ray_then_requeues(job):
-    started = job(3, SAY + "trap 'echo run ended >>\"$LOG\"; exit 143' TERM\nwhile :; do sleep 0.1; done")
+    started = job(3, "trap 'echo run ended >>\"$LOG\"; exit 143' TERM\n" + SAY + "while :; do sleep 0.1; done")
     started.wait_for(RUN)
     started.process.send_signal(signal.SIGUSR1)
     code, output = started.finish()
@@ -150,7 +152,7 @@ def test_a_refused_requeue_fails_the_job(job):
 
 @pytest.mark.e2e  # a minute of waiting
 def test_a_run_that_does_not_end_when_asked_is_made_to(job):
-    started = job(1, SAY + "trap '' TERM\nwhile :; do sleep 0.1; done")
+    started = job(1, "trap '' TERM\n" + SAY + "while :; do sleep 0.1; done")
     started.wait_for("run 10.0.0.1")
     started.process.send_signal(signal.SIGUSR1)
     assert started.finish()[0] == 0

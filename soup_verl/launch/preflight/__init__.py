@@ -4,7 +4,8 @@ start                 writes config.yaml and run.json, shows the report, refuses
   look_at_model       configuration, parameter count, tokenizer, chat template      -> model.py
   look_at_data        columns, every row, rendered prompts, steps                   -> data, files, rows
   gold_findings       the reward function, called on golds                          -> golds.py
-  report              those two, and versions, GPUs, batches, tokens, memory, disk  -> provenance, layout, memory
+  report              those two, and versions, GPUs, batches, tokens, loggers,      -> provenance, layout, loggers,
+                      memory, disk                                                     memory
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from soup_verl.launch.preflight.data import Data, look_at_data
 from soup_verl.launch.preflight.golds import gold_findings
 from soup_verl.launch.preflight.hardware import Hardware
 from soup_verl.launch.preflight.layout import batch_findings, gpu_findings, token_findings, verl_findings
+from soup_verl.launch.preflight.loggers import logger_findings
 from soup_verl.launch.preflight.memory import disk_findings, memory_findings
 from soup_verl.launch.preflight.model import Model, look_at_model
 from soup_verl.launch.preflight.provenance import version_findings, write_run
@@ -77,6 +79,7 @@ def report(config: DictConfig, run: RunSettings, hardware: Hardware, model: Mode
         *batch_findings(run),
         *token_findings(run),
         *verl_findings(config),
+        *logger_findings(run),
     ]
     if model.shape is not None:
         findings += memory_findings(run, hardware, model.shape)

@@ -9,7 +9,8 @@ from soup_verl.launch.preflight.files import Split
 from soup_verl.launch.preflight.report import Finding, judged, refused
 from soup_verl.launch.preflight.run_settings import ROLLOUT, RunSettings
 from soup_verl.method.sections import SINGLE_TURN
-from soup_verl.tasks.grading.judge import read_row
+from soup_verl.tasks.data.datasets import DATASETS
+from soup_verl.tasks.domains import MATHEMATICS, domain_name, domain_of
 from soup_verl.tasks.reward_function import FUNCTION, is_ours
 
 TOPIC = "data"
@@ -31,6 +32,8 @@ def row_findings(run: RunSettings, split: str, found: Split) -> Iterator[Finding
     yield judged(TOPIC, f"{split} columns", not missing, need=need, have=have, how=how)
     if run.soup.mixing and split == "train":
         yield from _images(run, found)
+    if split == "train":
+        yield from _benchmarks(run, found)
     if not missing:
         yield from _faults(run, split, found, check_reward=needed)
 
@@ -43,6 +46,18 @@ def _images(run: RunSettings, found: Split) -> Iterator[Finding]:
             expected = f"a column without any with soup.mixed_fraction above 0; {rows} of {found.rows} rows have some"
             remedy = "Prefixes are sampled from text alone: set soup.mixed_fraction=0, or leave these rows out."
             yield refused(TOPIC, f"train {default}", key, column, expected, remedy)
+
+
+def _benchmarks(run: RunSettings, found: Split) -> Iterator[Finding]:
+    """Data sets for validation only, by the names that `soup_verl.prepare_data` writes."""
+    source = run.get("data.reward_fn_key", "data_source")
+    sources = found.table.unique(source) if source in found.columns else []
+    names = sorted(name for name in sources if name in DATASETS and DATASETS[name].is_benchmark)
+    if names:
+        how = "its numbers would say nothing any more; give it as data.val_files"
+        yield judged(
+            TOPIC, "train benchmarks", False, need="no benchmark in data.train_files", have=", ".join(names), how=how
+        )
 
 
 def managers_read_rows(run: RunSettings) -> bool:
@@ -88,7 +103,8 @@ def _of_rows(run: RunSettings, found: Split, *, check_reward: bool, ours: bool) 
         elif not isinstance(reward_model, Mapping) or "ground_truth" not in reward_model:
             yield "reward_model", row, f"{type(reward_model).__name__} {str(reward_model)[:60]!r}"
         elif ours:
-            gold = repr([reward_model["ground_truth"], *map((extra or {}).get, READ_OF_EXTRA)])
+            read = READ_OF_EXTRA if domain_name(extra) == MATHEMATICS else sorted(extra or {})
+            gold = repr([reward_model["ground_truth"], *map((extra or {}).get, read)])
             if gold not in known:
                 known[gold] = _gold_fault(reward_model["ground_truth"], extra)
             if known[gold]:
@@ -96,11 +112,12 @@ def _of_rows(run: RunSettings, found: Split, *, check_reward: bool, ours: bool) 
 
 
 READ_OF_EXTRA = ("alt_answers", "tolerance", "is_multiple_answer", "unit")
+"""By mathematics; another domain may read any field."""
 
 
 def _gold_fault(gold: Any, extra: Mapping[str, Any] | None) -> str:
     try:
-        read_row("", gold, extra)
+        domain_of(extra).check_row("", gold, extra)
     except ValueError as error:
         return str(error).split(" of a row of ")[0]
     return ""

@@ -10,6 +10,7 @@ from typing import Any
 from soup_verl.launch.preflight import sizing
 from soup_verl.method.config import SoupConfig
 from soup_verl.method.mixing import mixed_sessions
+from soup_verl.records.settings import value_at
 
 _ELEMENT_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2, "auto": 2, "half": 2}
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
@@ -29,10 +30,7 @@ class RunSettings:
 
     def get(self, path: str, default: Any = None) -> Any:
         """The value at a dotted path; `default` where there is none or null."""
-        node: Any = self.plain
-        for part in path.split("."):
-            node = node.get(part) if isinstance(node, Mapping) else None
-        return default if node is None else node
+        return value_at(self.plain, path, default)
 
     @property
     def on_cpu(self) -> bool:

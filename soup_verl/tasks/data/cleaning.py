@@ -1,4 +1,5 @@
 r"""Repairs and filters between a data set and the problems that are trained on. Each is counted; nothing is silent.
+What they are is a domain's `RowRules`; those of mathematics are here:
 
     repair          control characters: \f + "rac" was meant as \frac; the others go
     drop_far_...    alternative answers that are another number than the gold
@@ -12,8 +13,9 @@ A row is dropped for one reason, the first that applies in the order of `DROPS`,
 from __future__ import annotations
 
 import itertools
+import operator
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
@@ -72,7 +74,7 @@ class Tally:
     repaired: dict[str, Finding] = field(default_factory=lambda: {kind: Finding() for kind in REPAIRS})
 
     def drop(self, reason: str, row: int, *, rows: int = 1, detail: str = "") -> None:
-        self.dropped[reason].add(row, rows, detail)
+        self.dropped.setdefault(reason, Finding()).add(row, rows, detail)
 
     def repair(self, kind: str, row: int, detail: str = "") -> None:
         self.repaired[kind].add(row, 1, detail)
@@ -86,6 +88,34 @@ class Tally:
         findings = {r: f for r, f in self.dropped.items() if r not in SELECTIONS} | self.repaired
         flaws = [(f.first_row, reason, f.detail) for reason, f in findings.items() if f.first_row is not None]
         return min(flaws, default=None)
+
+
+Fault = tuple[str, str]
+
+
+def _empty_gold(problem: Problem) -> Fault | None:
+    return None if problem.gold.strip() else ("empty_gold", "")
+
+
+@dataclass(frozen=True)
+class RowRules:
+    """What a domain makes of its rows.
+
+    Args:
+        fault: (reason, detail) of a row that cannot be used, or None; a reason is of `DROPS`, of `drops`, or one that
+            tells itself.
+        drops: reasons of the domain's own, and what they mean.
+        mend: the problem with its texts repaired; counts the repairs.
+        question_key, gold_key: equal texts for what is one question, and for spellings of one gold.
+        same_gold: whether two golds of one question, of unlike keys, are the same nevertheless.
+    """
+
+    fault: Callable[[Problem], Fault | None] = _empty_gold
+    drops: Mapping[str, str] = field(default_factory=dict)
+    mend: Callable[[Problem, Tally], Problem] = lambda problem, _: problem
+    question_key: Callable[[str], str] = lambda text: " ".join(text.split())
+    gold_key: Callable[[str], str] = str
+    same_gold: Callable[[str, str], bool] = operator.eq
 
 
 # What is left of a LaTeX command whose backslash and first letter were read as an escape. Only tails that do not occur
@@ -202,16 +232,12 @@ def gold_fault(gold: str) -> str | None:
     return "ends in a backslash" if bare.endswith("\\") else None
 
 
-def row_fault(problem: Problem, levels: tuple[int, int] | None) -> tuple[str, str] | None:
-    """(reason, detail) if this row cannot be used, whatever the others are."""
-    if not problem.question:
-        return "empty_question", ""
+def row_fault(problem: Problem) -> Fault | None:
+    """(reason, detail) of a gold that cannot be an answer, whatever the other rows are."""
     if re.sub(r"\{\s*\}|[$.\s]", "", problem.gold).lower() in ("", "nan"):  # pandas writes a missing text as "nan"
         return "empty_gold", ""
     if fault := gold_fault(problem.gold):
         return "unparsable_gold", f"{fault}: {problem.gold[:60]!r}"
-    if levels is not None and (problem.level is None or not levels[0] <= problem.level <= levels[1]):
-        return "outside_levels", ""
     return None
 
 
@@ -243,26 +269,35 @@ def same_gold(one: str, other: str) -> bool:
     return accepts(one, other) and accepts(other, one)
 
 
-def _conflict(of_one_question: list[Problem]) -> str:
+MATHEMATICS = RowRules(
+    fault=row_fault,
+    mend=lambda problem, tally: drop_far_alternates(repair(problem, tally), tally),
+    question_key=normalise_question,
+    gold_key=normalise_gold,
+    same_gold=same_gold,
+)
+
+
+def _conflict(of_one_question: list[Problem], rules: RowRules) -> str:
     """The first two whose golds are not the same; "" if all are. Every two are compared, so order does not count."""
     if len(of_one_question) > MAX_SPELLINGS:
         return f"{len(of_one_question)} golds, such as {of_one_question[0].gold[:40]!r}"
     for one, other in itertools.combinations(of_one_question, 2):
-        if not same_gold(one.gold, other.gold):
+        if not rules.same_gold(one.gold, other.gold):
             return f"{one.gold[:40]!r} in row {one.row}, {other.gold[:40]!r} in row {other.row}"
     return ""
 
 
-def merge_repeats(problems: Iterable[Problem], tally: Tally) -> list[Problem]:
+def merge_repeats(problems: Iterable[Problem], tally: Tally, rules: RowRules = MATHEMATICS) -> list[Problem]:
     """One problem a question, the first; none where the golds differ in more than spelling. In the order of their
     rows."""
     groups: dict[str, _Repeats] = {}
     for problem in problems:
-        group = groups.setdefault(normalise_question(problem.question), _Repeats(problem, []))
+        group = groups.setdefault(rules.question_key(problem.question), _Repeats(problem, []))
         group.rows.append(problem.row)
-        group.golds.setdefault(normalise_gold(problem.gold), problem)
+        group.golds.setdefault(rules.gold_key(problem.gold), problem)
     for group in groups.values():
-        group.conflict = _conflict(list(group.golds.values()))
+        group.conflict = _conflict(list(group.golds.values()), rules)
         if group.conflict:
             tally.drop("conflicting_golds", group.first.row, rows=len(group.rows), detail=group.conflict)
         elif len(group.rows) > 1:
@@ -301,6 +336,7 @@ def clean(
     is_benchmark: bool,
     levels: tuple[int, int] | None = None,
     index: BenchmarkIndex | None = None,
+    rules: RowRules = MATHEMATICS,
 ) -> list[Problem]:
     """All of the above but the length, which needs a tokenizer.
 
@@ -308,20 +344,30 @@ def clean(
         tally: counts what happens; `rows_in` too.
         is_benchmark: keep rows that repeat another, and do not look for benchmark questions.
         index: the benchmarks to keep out of the training set; None: not looked for.
+        rules: the domain's.
     """
-    usable = _usable(problems, levels, tally)
+    tally.dropped |= {reason: Finding() for reason in rules.drops}
+    usable = _usable(problems, levels, tally, rules)
     if is_benchmark:
         return list(usable)
-    kept = merge_repeats(usable, tally)
+    kept = merge_repeats(usable, tally, rules)
     return kept if index is None else drop_overlap(kept, index, tally)
 
 
-def _usable(problems: Iterable[Problem], levels: tuple[int, int] | None, tally: Tally) -> Iterator[Problem]:
+def _usable(
+    problems: Iterable[Problem], levels: tuple[int, int] | None, tally: Tally, rules: RowRules
+) -> Iterator[Problem]:
     for problem in problems:
         tally.rows_in += 1
-        problem = drop_far_alternates(repair(problem, tally), tally)
-        fault = row_fault(problem, levels)
+        problem = rules.mend(problem, tally)
+        fault = ("empty_question", "") if not problem.question.strip() else rules.fault(problem)
+        fault = fault or _outside(problem, levels)
         if fault is None:
             yield problem
         else:
             tally.drop(fault[0], problem.row, detail=fault[1])
+
+
+def _outside(problem: Problem, levels: tuple[int, int] | None) -> Fault | None:
+    inside = levels is None or (problem.level is not None and levels[0] <= problem.level <= levels[1])
+    return None if inside else ("outside_levels", "")

@@ -185,7 +185,8 @@ def question_of(row: dict[str, Any]) -> str | None:
     """The question of a row in any layout that benchmarks come in, ours included; None where there is none."""
     extra = row.get("extra_info")
     ours = extra.get("question") if isinstance(extra, dict) else None
-    return next((q for q in (ours, row.get("question"), row.get("problem")) if isinstance(q, str)), None)
+    named = (row.get(name) for name in ("question", "problem", "Question"))
+    return next((q for q in (ours, *named) if isinstance(q, str)), None)
 
 
 def read_questions(path: Path) -> list[str]:

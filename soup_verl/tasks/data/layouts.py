@@ -125,7 +125,10 @@ _CONVERT: dict[str, Convert] = {
     "unit": as_optional_text,
     "level": as_level,
     "subject": as_optional_text,
+    "options": as_texts,
+    "labels": as_texts,
 }
+"""Of every other field: text."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,8 @@ class Layout:
     """How rows read.
 
     Args:
-        columns: field of `Problem` -> column. Those of `required` must be there; of the others, a missing one leaves
-            the field's default.
+        columns: field of `Problem`, or of a domain's own -> column. Those of `required` must be there; of the others, a
+            missing one leaves the field's default.
         convert: field -> function of the column's value, applied before the field's usual conversion.
     """
 
@@ -147,7 +150,7 @@ class Layout:
         return [self.columns[name] for name in self.required]
 
     def read(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields of `Problem` that this row has.
+        """The fields that this row has.
 
         Raises:
             DataError: names the column.
@@ -159,6 +162,6 @@ class Layout:
 
     def _value(self, name: str, value: Any) -> Any:
         try:
-            return _CONVERT[name](self.convert[name](value) if name in self.convert else value)
+            return _CONVERT.get(name, as_text)(self.convert[name](value) if name in self.convert else value)
         except DataError as error:
             raise DataError(f"column {self.columns[name]!r} is {error}") from None

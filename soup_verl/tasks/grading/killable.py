@@ -1,13 +1,13 @@
-"""Equality of two LaTeX expressions, decided by math-verify in processes that can be killed.
+"""Verdicts on what a model wrote, by libraries that can take for ever, in processes that can be killed.
 
 Sympy can take minutes and gigabytes over twenty characters, and math-verify's own limit is a signal, which works in the
 main thread only. Here a check has a limit by the wall clock and one on memory, whatever the thread:
 
     checks ──► CheckPool ──► an idle worker, or a new fork (milliseconds)  ──► verdict
                    │                   └─ out of time: killed, and nobody waits for its successor
-                   └──► math_worker.py: imports math-verify once, forks and kills workers on request
+                   └──► a script (MATH, PUZZLES): imports the library once, forks and kills workers on request
 
-A hostile expression holds up its own caller only: the next check finds, or forks, another worker.
+A hostile text holds up its own caller only: the next check finds, or forks, another worker.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ from typing import Any
 MEMORY_LIMIT = 1 << 30  # bytes a worker may take on top of the imported libraries
 MAX_WORKERS = 16  # processes of one pool; idle ones share their memory
 CHECKS_A_WORKER = 2000  # then it is replaced: sympy's caches do not pile up
-START_LIMIT_S = 120.0  # to import math-verify, on a machine that may be busy
+START_LIMIT_S = 120.0  # to import its library, on a machine that may be busy
 REPLY_LIMIT_S = 30.0  # to fork or kill, which takes milliseconds
 _SLOW_S = 0.25  # a check this old makes way for the others
-_SCRIPT = Path(__file__).with_name("math_worker.py")
+MATH = Path(__file__).with_name("math_worker.py")
+"""Whether two expressions are equal, by math-verify."""
+PUZZLES = Path(__file__).with_name("puzzle_worker.py")
+"""What reasoning-gym's own scorer gives an answer."""
 
 
 class CheckFailed(Exception):
@@ -65,6 +68,7 @@ class _Worker:
 class _Server:
     """The forking process: one request at a time, each answered within milliseconds."""
 
+    script: Path
     memory_limit: int
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _process: subprocess.Popen | None = None
@@ -108,7 +112,7 @@ class _Server:
         with theirs:
             self._process = subprocess.Popen(
                 # -P: the script's folder must not become the place where `import config` looks.
-                [sys.executable, "-P", str(_SCRIPT), str(theirs.fileno()), str(self.memory_limit)],
+                [sys.executable, "-P", str(self.script), str(theirs.fileno()), str(self.memory_limit)],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -127,8 +131,8 @@ class _Server:
         if not reply:
             self._stop()
             raise CheckerGone(
-                f"the answer checker {_SCRIPT.name} gave no reply within {limit_s:g} s or ended: its message is above. "
-                f"Expected `import math_verify` to work in {sys.executable}"
+                f"the answer checker {self.script.name} gave no reply within {limit_s:g} s or ended: its message is "
+                f"above. Expected what it imports to work in {sys.executable}"
             )
         return reply
 
@@ -142,24 +146,25 @@ class _Server:
 
 
 class CheckPool:
-    """Checks expressions from any number of threads.
+    """Checks from any number of threads.
 
     Args:
+        script: what answers, see `fork_server.run_as_script`.
         memory_limit: bytes a worker may take on top of the imported libraries.
         max_workers: processes at most; a check that finds all of them busy waits until one is free, at most as long as
             their limits, and that is not taken off its own.
     """
 
-    def __init__(self, *, memory_limit: int = MEMORY_LIMIT, max_workers: int = MAX_WORKERS):
-        self._server = _Server(memory_limit)
+    def __init__(self, script: Path = MATH, *, memory_limit: int = MEMORY_LIMIT, max_workers: int = MAX_WORKERS):
+        self._server = _Server(script, memory_limit)
         self._idle: list[_Worker] = []
         self._slots = threading.BoundedSemaphore(max_workers)
 
-    def check(self, request: dict[str, Any], budget: Budget) -> bool:
-        """The verdict on `request` (see `math_worker.answer`); what it takes is taken off `budget`.
+    def check(self, request: dict[str, Any], budget: Budget) -> Any:
+        """The verdict on `request` (see the script's `answer`); what it takes is taken off `budget`.
 
         Raises:
-            CheckFailed: time or memory ran out, or an expression cannot be read.
+            CheckFailed: time or memory ran out, or the request cannot be read.
             CheckerGone: the worker process does not start.
         """
         if budget.left_s <= 0:
@@ -178,7 +183,7 @@ class CheckPool:
             raise CheckFailed("timeout")
         if "error" in reply:
             raise CheckFailed(reply["error"])
-        return reply["equal"]
+        return reply["verdict"]
 
     def close(self) -> None:
         """End every process of the pool. The next check starts anew."""
@@ -221,29 +226,28 @@ def _exchange(worker: _Worker, request: dict[str, Any], limit_s: float) -> dict[
     return json.loads(reply) if reply else {"error": "memory"}
 
 
-_pool: CheckPool | None = None
-_pool_lock = threading.Lock()
+_pools: dict[Path, CheckPool] = {}
+_pools_lock = threading.Lock()
 
 
-def shared_pool() -> CheckPool:
-    """This process's pool; its processes start at the first check."""
-    global _pool
-    with _pool_lock:
-        if _pool is None:
-            _pool = CheckPool()
-        return _pool
+def shared_pool(script: Path = MATH) -> CheckPool:
+    """This process's pool of a script; its processes start at the first check."""
+    with _pools_lock:
+        if script not in _pools:
+            _pools[script] = CheckPool(script)
+        return _pools[script]
 
 
 @atexit.register
-def _close_pool() -> None:
-    if _pool is not None:
-        _pool.close()
+def _close_pools() -> None:
+    for pool in _pools.values():
+        pool.close()
 
 
-def _forget_pool() -> None:
+def _forget_pools() -> None:
     """After a fork the sockets belong to the parent process: the child makes its own."""
-    global _pool, _pool_lock
-    _pool, _pool_lock = None, threading.Lock()
+    global _pools, _pools_lock
+    _pools, _pools_lock = {}, threading.Lock()
 
 
-os.register_at_fork(after_in_child=_forget_pool)
+os.register_at_fork(after_in_child=_forget_pools)

@@ -1,34 +1,21 @@
-"""The process that runs math-verify: a script on its own, started by `killable.py`, which is the place to read first.
+"""What runs math-verify: a script whose forks (`fork_server.py`) say whether two expressions are equal.
 
-It imports math-verify once, warms the LaTeX parser up, and then only forks: every fork answers one request at a time on
-its own socket, under a memory limit, until it is killed or its socket closes. This first process never looks at an
-answer, so it always has time to fork and kill.
-
-    parent ──control──► this process: "fork" + a socket -> pid;  "kill <pid>" -> done
-    parent ──socket───► a fork: {"gold", "pred", ...} as a JSON line -> {"equal": true} or {"error": "..."}
-
-Every line is JSON or a plain word; nothing is unpickled. Of an answer's text sympy evaluates its numbers, digits and a
-point, and nothing else (`Integer (12 )`).
+It imports math-verify once and warms the LaTeX parser up. A request is `comparison.Question` as a dictionary, the
+verdict true or false. Of an answer's text sympy evaluates its numbers, digits and a point, and nothing else
+(`Integer (12 )`).
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import itertools
-import json
-import logging
-import os
-import resource
-import select
-import signal
-import socket
-import sys
 from typing import Any
 
 from latex2sympy2_extended import NormalizationConfig  # type: ignore[import-untyped]
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 from sympy import Abs, Expr, Float, I, N, Rational, Symbol, ceiling, floor, fraction, nan, sign, simplify, together, zoo  # type: ignore[import-untyped]
+
+from soup_verl.tasks.grading.fork_server import run_as_script
 
 WARM_UP = (
     r"\frac{1}{2}+\sqrt[3]{x}",
@@ -41,7 +28,6 @@ WARM_UP = (
     r"1+2\sqrt{3}i",
     r"|x-1|+2^{n-1}",
 )
-_PR_SET_PDEATHSIG = 1
 _STEPS = (floor, ceiling, sign)  # constant in places
 _RELATIVE_PRECISION = 1e-12  # of two values that are to be equal; a decimal in an answer is read with 15 digits
 _DIGITS = 30  # working precision, decimal digits
@@ -198,81 +184,12 @@ def _agree_exactly(gold: Any, pred: Any) -> bool:
     return bool(Abs(a - b) <= Float(10, _EXACT_DIGITS) ** -_EXACT_PRECISION * max(Abs(a), Abs(b)))
 
 
-def serve(connection: socket.socket) -> None:
-    """Answer requests until the socket closes."""
-    with connection.makefile("rwb") as stream:
-        for line in stream:
-            reply: dict[str, Any]
-            try:
-                reply = {"equal": answer(json.loads(line))}
-            except MemoryError:
-                reply = {"error": "memory"}
-            except Exception:  # whatever a parser does with hostile text, it is no answer
-                reply = {"error": "unparsed"}
-            stream.write(json.dumps(reply).encode() + b"\n")
-            stream.flush()
-            if reply.get("error") == "memory":
-                return  # what is left of the heap is not to be trusted
-
-
-def limit_resources(memory_bytes: int) -> None:
-    """From here on: no more memory than `memory_bytes` on top of what is mapped, no files, no core dump."""
-    with open("/proc/self/statm") as file:
-        mapped = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + memory_bytes,) * 2)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def fork_server(connection: socket.socket, control: socket.socket, memory_bytes: int) -> int:
-    """Fork a process that serves `connection`; returns its pid."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        control.close()
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        limit_resources(memory_bytes)
-        serve(connection)
-    finally:
-        os._exit(0)  # never back into this process's loop
-
-
-def run(control: socket.socket, memory_bytes: int) -> None:
-    """Fork and kill on request until the parent is gone. Forks die with this process."""
-    parent = os.getppid()
-    children: set[int] = set()
-    while os.getppid() == parent:
-        if not select.select([control], [], [], 2.0)[0]:
-            continue  # another process may hold the parent's end open: look whether the parent still lives
-        message, descriptors, _, _ = socket.recv_fds(control, 64, 1)
-        if not message:
-            return
-        words = message.decode().split()
-        if words[0] == "fork":
-            with socket.socket(fileno=descriptors[0]) as connection:
-                pid = fork_server(connection, control, memory_bytes)
-            children.add(pid)
-            control.send(f"{pid}".encode())
-        else:
-            pid = int(words[1])
-            if pid in children:  # not one of a predecessor's
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                children.remove(pid)
-            control.send(b"killed")
-
-
-def main() -> None:
-    control = socket.socket(fileno=int(sys.argv[1]))
-    logging.disable(logging.CRITICAL)
-    sys.setrecursionlimit(2000)
-    for latex in WARM_UP:  # fills the parser's tables, which every fork then shares
+def warm_up() -> None:
+    """Fill the parser's tables."""
+    for latex in WARM_UP:
         expression = parse_latex(latex)
         _symbolic_equal(expression, expression + 1)
-    control.send(b"ready")
-    run(control, memory_bytes=int(sys.argv[2]))
 
 
 if __name__ == "__main__":
-    main()
+    run_as_script(answer, warm_up)

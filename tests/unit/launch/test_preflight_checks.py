@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 
 import pytest
 from omegaconf import OmegaConf
@@ -12,6 +13,7 @@ from soup_verl.launch.preflight import Hardware, look_at_data, look_at_model, me
 from soup_verl.launch.preflight.data import validation_findings
 from soup_verl.launch.preflight.hardware import _left_in_containers
 from soup_verl.launch.preflight.layout import batch_findings, gpu_findings, token_findings
+from soup_verl.launch.preflight.loggers import logger_findings
 from soup_verl.launch.preflight.report import Finding, Report, fits, judged, refused
 from soup_verl.launch.preflight.run_settings import RunSettings
 from soup_verl.launch.preflight.sizing import GIB, ModelShape, product
@@ -596,12 +598,34 @@ def test_this_machine_has_memory_and_a_disk(tmp_path):
     assert here.host_bytes > 0 and here.disk_bytes > 0 and (here.gpus > 0) == (here.gpu_bytes > 0)
 
 
+SHAPES = {
+    "qwen2.5_math_7b": ModelShape(7_615_616_512, 28, 3584, 18944, 28, 4, 128, 152064, False),
+    "r1_distill_qwen_1.5b": ModelShape(1_777_088_000, 28, 1536, 8960, 12, 2, 128, 151936, False),
+}
+"""By the models' published configurations, as the run scripts are named after them."""
+
+
+@pytest.mark.parametrize("model", SHAPES)
+@pytest.mark.parametrize("source", ["", "_snapshot"])
+def test_the_disk_and_the_memory_in_a_run_scripts_head_are_preflights(model, source):
+    script = f"run_{model}{source}.sh"
+    run = RunSettings.parse(files.configure(*files.script_settings(script)))
+    kept = run.get("trainer.max_actor_ckpt_to_keep")
+    disk = memory.checkpoints(run, SHAPES[model], kept=kept, histories=kept + 1)
+    head = (files.ROOT / "recipe/soup" / script).read_text().replace("\n# ", " ")
+    (on_disk,) = re.findall(r"(\d+) GB of disk [a-z]+ KEEP=2", head)
+    assert 1 <= int(on_disk) * 1e9 / disk.bytes < 1.2
+    if source:
+        (in_memory,) = re.findall(r"up to (\d+) GB of host memory a node", head)
+        assert 1 <= int(in_memory) * 1e9 / memory.history(run, SHAPES[model]).bytes < 1.2
+
+
 def test_the_recipes_line_for_one_gpu_of_24_gb_fits_and_without_lora_it_would_not():
-    """DeepSeek-R1-Distill-Qwen-1.5B by its published configuration; the command is the README's own."""
+    """The command is the README's own."""
     readme = (files.ROOT / "recipe/soup/README.md").read_text()
     (line,) = re.findall(r"```bash\n(GPUS=1 .*?lora_rank.*?)```", readme, re.DOTALL)
     settings = files.printed_settings(["bash", "-c", line])
-    shape = ModelShape(1_777_088_000, 28, 1536, 8960, 12, 2, 128, 151936, False)
+    shape = SHAPES["r1_distill_qwen_1.5b"]
 
     def verdicts(settings):
         run = RunSettings.parse(files.compose(*settings))
@@ -612,3 +636,41 @@ def test_the_recipes_line_for_one_gpu_of_24_gb_fits_and_without_lora_it_would_no
     assert set(verdicts(settings).values()) == {"ok"}
     whole = [setting for setting in settings if "lora" not in setting]
     assert verdicts(whole)["GPU while training"] == "warning"
+
+
+# ---- loggers ----
+
+
+@pytest.mark.parametrize("given", ["console", ["console", "file"], ["tensorboard"], []])
+def test_loggers_that_can_be_imported_are_one_line(given):
+    (found,) = logger_findings(run_with({"trainer.logger": given}))
+    assert (found.verdict, found.have) == ("ok", given if given == "console" else ", ".join(given) or "none")
+
+
+def test_a_logger_that_verl_does_not_know_is_refused_with_those_it_knows():
+    (found,) = logger_findings(run_with({"trainer.logger": ["console", "wandbb"]}))
+    said = str(found.error)
+    assert said.startswith("trainer.logger=['console', 'wandbb']: expected verl's loggers, which 'wandbb' is none of: ")
+    assert {"wandb", "mlflow", "swanlab", "trackio", "tensorboard"} <= set(
+        re.findall(r"\w+", said.partition("none of")[2])
+    )
+
+
+def test_a_logger_that_is_not_installed_is_refused_by_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "swanlab", None)
+    monkeypatch.setitem(sys.modules, "volcengine_ml_platform", None)
+    found = list(logger_findings(run_with({"trainer.logger": ["file", "swanlab", "vemlp_wandb"]})))
+    assert [finding.name for finding in found] == ["swanlab", "vemlp_wandb"]
+    assert "which swanlab cannot (ModuleNotFoundError: " in str(found[0].error)
+    assert "which volcengine_ml_platform cannot (" in str(found[1].error)
+
+
+def test_a_logger_whose_package_is_broken_is_refused_with_its_first_line(tmp_path, monkeypatch):
+    """As mlflow 1.27 beside protobuf 7."""
+    (tmp_path / "clearml.py").write_text("raise RuntimeError('cannot find service\\nsecond line')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "clearml", raising=False)
+    (found,) = logger_findings(run_with({"trainer.logger": "clearml"}))
+    said = str(found.error)
+    assert "which clearml cannot (RuntimeError: cannot find service)" in said and "\n" not in said
+    assert "docs/metrics.md" in said

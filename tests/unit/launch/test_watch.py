@@ -9,6 +9,7 @@ import time
 import pytest
 import ray
 
+from soup_verl.launch import watch
 from soup_verl.launch.watch import PERIOD, Engines, ProcessDied, deaths, end_when_a_process_dies, named
 
 pytestmark = [pytest.mark.e2e, pytest.mark.contract]  # of Ray's table of actors
@@ -92,9 +93,8 @@ def test_the_first_to_die_comes_first(sleeper):
     pids = [ray.get(actor.pid.remote()) for actor in actors]
     for pid in (order := [pids[2], pids[0], pids[3], pids[1]]):
         os.kill(pid, signal.SIGKILL)
-        time.sleep(0.5)
-    time.sleep(1)
-    found = [int(re.search(r"process (\d+)", line)[1]) for line in deaths()]
+        while pid not in (found := [int(re.search(r"process (\d+)", line)[1]) for line in deaths()]):
+            time.sleep(0.1)
     assert [pid for pid in found if pid in pids] == order
 
 
@@ -114,7 +114,7 @@ def test_a_wait_is_interrupted_and_the_error_names_what_died(request, sleeper, w
         actor, pid = sleeper
         os.kill(pid, signal.SIGKILL)
         wait(actor)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 50  # the wait is of 60
     assert str(caught.value).startswith(f"Sleeper {request.node.name} (process {pid} on ")
     assert signal.getsignal(signal.SIGUSR1) is before
 
@@ -127,12 +127,13 @@ def test_a_server_whose_engine_dies_ends_a_wait_that_would_not():
         assert Engines().deaths() == []
         server.start.remote(engine_dies_after=1)
         time.sleep(60)
-    assert 2 * PERIOD < time.monotonic() - started < 30
+    assert 2 * PERIOD < time.monotonic() - started < 50
     assert str(caught.value).startswith("the engine of vLLMHttpServer vllm_server_0_0 (process ")
     ray.kill(server)
 
 
-def test_an_error_that_comes_of_a_dead_engine_names_it():
+def test_an_error_that_comes_of_a_dead_engine_names_it(monkeypatch):
+    monkeypatch.setattr(watch, "PERIOD", 60.0)  # a busy machine's server may not answer within a period
     server = vLLMHttpServer.options(name="vllm_server_2_0").remote()
     ray.get(server.start.remote(engine_dies_after=0))
     found = named(RuntimeError("32 responses failed"), frozenset(deaths()))

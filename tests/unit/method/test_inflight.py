@@ -9,6 +9,7 @@ from soup_verl.method import metrics, step
 from soup_verl.method.checks import ConfigError
 from soup_verl.method.config import SoupConfig
 from soup_verl.method.history.kl_control import NoiseWatch
+from soup_verl.method.observation import History
 from soup_verl.method.step_batch import StepBatch
 
 SECTION = {"source": "inflight", "mixed_fraction": 1}
@@ -104,7 +105,7 @@ def test_both_limits_hold_together():
 
 def test_the_history_reports_kl_by_age_and_watches_for_a_collapse_without_a_source():
     soup = SoupConfig.parse({**SECTION, "kl_control": {"min_prefix_kl": 1.0, "patience": 1}})
-    history = step.History(soup, step.plan_of_run(soup, n=2, response_length=3, last_step=9))
+    history = History(soup, step.plan_of_run(soup, n=2, response_length=3, last_step=9))
     found, warnings = history.observe(batch(), key_of_uid={}, responses=list)
     assert found["soup/prefix_kl_k3_age_2_3"] == pytest.approx((math.exp(-1) + math.exp(1) - 2) / 2)
     assert found["soup/prefix_kl_low_steps"] == 1 and "prefix KL has been under" in " ".join(warnings)

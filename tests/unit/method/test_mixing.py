@@ -308,6 +308,15 @@ def test_nothing_is_remembered_that_no_gate_reads():
     assert always.rates == {} and unsolved.rates == {"p": 0.5}
 
 
+def test_mixing_starts_with_the_first_batch_that_is_solved_often_enough_for_good():
+    waiting, at_once, admitted = SolvedRates(start_above=0.5), SolvedRates(), []
+    for rate in (0.25, 0.5, 0.75, 0.0):
+        for solved in (waiting, at_once):
+            solved.record_batch(rate)
+        admitted.append((waiting.admits("p"), at_once.admits("p")))
+    assert admitted == [(False, True), (False, True), (True, True), (True, True)]
+
+
 @pytest.mark.parametrize(("mixed", "rest"), [((2, 3), (0, 1)), ((3,), (0, 1, 2)), ((), ())])
 def test_the_rest_of_a_prompt_is_every_other_response_whole_where_anything_is_mixed(mixed, rest):
     planner = MixingPlanner(seed=0, n=4, mixed_fraction=Schedule(0.5), low=1, high=Schedule(8))

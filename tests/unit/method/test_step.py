@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from soup_verl.method import core_algos, step
+from soup_verl.method import core_algos, metrics, step
 from soup_verl.method.config import SoupConfig
+from soup_verl.method.observation import History
 from soup_verl.method.sections import PolicyLossConfig
 from soup_verl.method.step_batch import StepBatch
 
@@ -90,7 +91,7 @@ KL = (1 - 0.6931472) / 2  # ratios 2 and 1
 
 def history(source, **section):
     soup = SoupConfig.parse(section)
-    made = step.History(soup, step.plan_of_run(soup, n=4, response_length=16, last_step=10))
+    made = History(soup, step.plan_of_run(soup, n=4, response_length=16, last_step=10))
     made.source = source
     return made
 
@@ -422,8 +423,8 @@ def test_what_a_tool_says_enters_no_kl_limit_no_ratio_and_no_metric(poison):
     assert tokens.response_mask is batch.response_mask or tokens.response_mask.tolist() == [[1, 0, 1, 1, 0, 1]]
     assert found["soup/prefix_tokens_cut_share"] == 0 and found["soup/second_moment_cut_share"] == 0
     assert_close(tokens.log_ratio, torch.tensor([-3 * math.log(2)], dtype=torch.float64))
-    metrics = step.metrics.step_metrics(batch)
-    assert metrics["soup/prefix_kl_k1"] == pytest.approx(math.log(2)) and metrics["soup/prefix_length_mean"] == 3
-    assert metrics["soup/alignment_error_max"] == 0 and metrics["soup/prefixes_cut_short_total"] == 1
+    found = metrics.step_metrics(batch)
+    assert found["soup/prefix_kl_k1"] == pytest.approx(math.log(2)) and found["soup/prefix_length_mean"] == 3
+    assert found["soup/alignment_error_max"] == 0 and found["soup/prefixes_cut_short_total"] == 1
     lowest = core_algos.min_prefix_weight(batch.old_log_probs, batch.behavior_log_probs, prefix_mask=batch.prefix_mask)
     assert lowest.tolist() == [[1, 0.5, 0.5, 0.5, 0.5, 0.5]]

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from soup_verl.method.config import SoupConfig
-from soup_verl.records.settings import TABLE, Setting, flatten, setting_of
+from soup_verl.records.settings import TABLE, Setting, flatten, setting_of, value_at
 from tests.unit import preflight_files as files
 
 
@@ -61,9 +61,15 @@ def test_a_name_that_begins_as_another_is_one_of_its_own(key):
 
 def test_what_counts_for_the_run_is_never_left_out_of_a_comparison():
     """The facts fit the kinds: content and history are the method's."""
-    assert all(s.kind == "method" for s in TABLE.values() if s.by_content or s.of_history)
+    assert all(s.kind == "method" for s in TABLE.values() if s.by_content or s.of_history or s.without_mixing)
 
 
 def test_nested_settings_have_dotted_keys_and_empty_sections_are_values():
     nested = {"a": {"b": {"c": 1}, "d": [{"e": 2}]}, "f": {}}
     assert flatten(nested) == {"a.b.c": 1, "a.d": [{"e": 2}], "f": {}}
+
+
+def test_a_value_is_found_by_its_dotted_key_and_null_is_no_value():
+    nested = {"a": {"b": {"c": 0}, "d": None}, "f": "text"}
+    assert (value_at(nested, "a.b.c"), value_at(nested, "a.b")) == (0, {"c": 0})
+    assert [value_at(nested, key, 7) for key in ("a.d", "a.x", "a.d.x", "f.x", "x")] == [7] * 5

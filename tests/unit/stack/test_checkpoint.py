@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from soup_verl.stack import checkpoint
-from soup_verl.stack.checkpoint import TornCheckpoint
+from soup_verl.stack.checkpoint import OtherFormat, TornCheckpoint
 
 
 def write(folder, *, include_verl=True, history=b"prefixes"):
@@ -56,7 +56,8 @@ def test_the_manifest_lists_every_file(saved):
         ("soup/manifest.json", lambda p: p.unlink()),
         ("soup/manifest.json", lambda p: p.write_bytes(b"")),
         ("soup/manifest.json", drop_last_byte),
-        ("soup/manifest.json", lambda p: p.write_text('{"format": 2, "files": {}}')),
+        ("soup/manifest.json", lambda p: p.write_text('{"files": {}}')),
+        ("soup/manifest.json", lambda p: p.write_text('{"format": 1, "files": {"data.pt": {"size": 3}}}')),
         ("soup/history.bin", drop_last_byte),
         ("soup/history.bin", flip_bit),
         ("soup/history.bin", lambda p: p.unlink()),
@@ -92,15 +93,49 @@ def test_a_flipped_bit_in_a_large_file_of_verls_is_found_by_torchs_own_checksums
             checkpoint.verify(folder)
 
 
-def test_any_flipped_bit_in_the_manifest_is_harmless_or_refused(saved):
+def test_any_flipped_bit_in_the_manifest_is_refused(saved):
     manifest = saved / "soup" / "manifest.json"
     intact = manifest.read_bytes()
     for i in range(len(intact)):
         manifest.write_bytes(intact[:i] + bytes([intact[i] ^ 1]) + intact[i + 1 :])
-        try:
+        with pytest.raises((TornCheckpoint, OtherFormat)):
             checkpoint.verify(saved)
-        except TornCheckpoint:
-            continue
+
+
+def of_format(folder, number):
+    """The checkpoint as another version of this project might have left it."""
+    (folder / "soup" / "manifest.json").write_text(json.dumps({"format": number, "files": {"a": ["other", "facts"]}}))
+    return folder
+
+
+@pytest.mark.parametrize("number", [0, 2, 17])
+def test_another_format_is_refused_with_the_file_what_is_expected_and_what_to_do(saved, number):
+    with pytest.raises(OtherFormat) as caught:
+        checkpoint.verify(of_format(saved, number))
+    said = str(caught.value)
+    assert said.startswith(f"{saved / 'soup/manifest.json'}: format {number}, expected 1: ") and "\n" not in said
+    assert "another version of this project wrote it" in said and "trainer.default_local_dir" in said
+
+
+def test_the_format_is_looked_at_before_the_files(saved):
+    """A later version may have other files; what it lacks is no damage."""
+    (saved / "soup" / "history.bin").unlink()
+    with pytest.raises(OtherFormat):
+        checkpoint.verify(of_format(saved, 2))
+
+
+def test_no_older_checkpoint_takes_the_place_of_one_of_another_format(tmp_path):
+    """Going on from step 8 would overwrite step 9."""
+    write(tmp_path / "global_step_8")
+    of_format(write(tmp_path / "global_step_9"), 2)
+    with pytest.raises(OtherFormat, match="global_step_9"):
+        checkpoint.newest_intact(tmp_path)
+    write(tmp_path / "global_step_10")
+    assert checkpoint.newest_intact(tmp_path) == (tmp_path / "global_step_10", [])
+
+
+def test_the_format_that_is_written_is_the_one_that_is_read(saved):
+    assert json.loads((saved / "soup" / "manifest.json").read_text())["format"] == checkpoint.FORMAT == 1
 
 
 def test_without_verls_files_their_damage_is_not_ours_to_judge(tmp_path):

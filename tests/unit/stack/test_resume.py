@@ -54,6 +54,15 @@ def test_a_named_checkpoint_must_be_intact(tmp_path):
         checkpoint_to_resume(named)
 
 
+@pytest.mark.parametrize("mode", ["auto", "resume_path"])
+def test_a_checkpoint_of_another_version_of_this_project_is_refused(tmp_path, mode):
+    save(tmp_path / "global_step_1")
+    newer = save(tmp_path / "global_step_2")
+    (newer / "soup" / "manifest.json").write_text('{"format": 2, "files": {}}')
+    with pytest.raises(checkpoint.OtherFormat, match=r"global_step_2/soup/manifest.json: format 2, expected 1"):
+        checkpoint_to_resume(settings(tmp_path, resume_mode=mode, resume_from_path=str(newer)))
+
+
 def test_resuming_can_be_switched_off(tmp_path):
     save(tmp_path / "global_step_1")
     assert checkpoint_to_resume(settings(tmp_path, resume_mode="disable")) is None
@@ -157,6 +166,20 @@ def test_a_run_does_not_go_on_with_other_settings(tmp_path, given, message):
         check_settings(folder, settings_of(), settings_of(**given), history_only=False)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"baseline": "min_variance"}, "soup.baseline='min_variance': expected 'shared'"),
+        ({"sampling_seed": 1}, "soup.sampling_seed=1: expected None"),
+        ({"policy_loss": {"exo_k": 2.0}}, "soup.policy_loss.exo_k=2.0: expected 5.0"),
+    ],
+)
+def test_what_trains_without_mixing_is_compared_without_mixing_too(tmp_path, changed, message):
+    stored, other = (settings_of({"mixed_fraction": 0} | given) for given in ({}, changed))
+    with pytest.raises(ConfigError, match=message):
+        check_settings(tmp_path, stored, other, history_only=False)
+
+
 @pytest.mark.parametrize("key", ["data.train_files", "reward.custom_reward_function.path"])
 def test_a_file_may_move_but_not_change(tmp_path, key):
     given = key.replace(".", "__")
@@ -227,6 +250,7 @@ def test_a_run_that_does_not_mix_has_no_settings_of_soup():
     assert mixes(soup) and not mixes(grpo)
     trains_grpo_too = {f"soup.policy_loss.{key}" for key in ("name", "exo_k", "oapl_b1", "oapl_b2")}
     trains_grpo_too |= {"soup.down_sampling.train_on", "soup.down_sampling.choice"}
+    trains_grpo_too |= {"soup.baseline", "soup.sampling_seed"}  # `min_variance` is OPO's; the seed is of every session
     assert {key for key in grpo if key.startswith("soup.")} == {"soup.mixed_fraction", *trains_grpo_too}
     chosen = settings_of({"mixed_fraction": 0, "down_sampling": {"train_on": 2}, "seed": 3})
     assert chosen.keys() - grpo.keys() == {"soup.seed"}  # which draws between equal rewards

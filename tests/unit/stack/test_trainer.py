@@ -13,7 +13,8 @@ from verl.trainer.ppo.v1 import PPOTrainerSync
 from soup_verl.method.checks import ConfigError
 from soup_verl.method.config import SoupConfig
 from soup_verl.method.history import GroupPrefixes, Prefix
-from soup_verl.method.step import History, plan_of_run
+from soup_verl.method.observation import History
+from soup_verl.method.step import plan_of_run
 from soup_verl.records import sample_log
 from soup_verl.stack import batch as batches
 from soup_verl.stack import resume, trainer
@@ -89,7 +90,7 @@ def test_the_chosen_sessions_go_on_and_the_others_come_back_with_the_steps_end(m
     """Of a: 1, 0, .5, .5; of b: .25, .75, 0, 1."""
     rewards = [1.0, 1.0, 0.0, 0.5, 0.5, 0.25, 0.75, 0.0, 1.0]
     instance, batch = down_sampling_trainer(rewards, monkeypatch, down_sampling={"train_on": 2})
-    trained = instance._down_sample(batch)
+    trained = instance._down_sample(batch, batches.read(batch))
     assert trained.keys == ["a_0_0", "a_0_1", "a_1_0", "b_2_0", "b_3_0"]
     assert instance._dropped.keys == ["a_2_0", "a_3_0", "b_0_0", "b_1_0"]
     assert instance._sampled[0].keys == batch.keys
@@ -102,7 +103,7 @@ def test_the_seed_and_the_step_draw_between_equal_rewards(monkeypatch):
     def keys(seed, step):
         instance, batch = down_sampling_trainer([0.5] * 9, monkeypatch, down_sampling={"train_on": 2}, seed=seed)
         instance.global_steps = step
-        return tuple(instance._down_sample(batch).keys)
+        return tuple(instance._down_sample(batch, batches.read(batch)).keys)
 
     assert keys(1, 1) == keys(1, 1)
     assert len({keys(1, step) for step in range(1, 9)}) > 1 and len({keys(seed, 1) for seed in range(8)}) > 1

@@ -100,6 +100,7 @@ def test_rows_become_verls_columns(tmp_path, sound_file):
         "extra_info": {
             "index": 0,
             "split": "train",
+            "domain": "mathematics",
             "id": "a",
             "question": "What is $\\frac{4}{2}$?",
             "alt_answers": ["2.0"],
@@ -342,7 +343,7 @@ def test_without_a_network_one_line_points_to_from(tmp_path):
     environment = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
     environment |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "out")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith(

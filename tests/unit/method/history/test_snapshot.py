@@ -121,7 +121,7 @@ def test_a_prefix_is_always_older_than_the_policy_that_continues_it(fake_run, ev
     engine = fake_run.Engine()
     source = source_of(engine, every=every, capacity=capacity, choice=choice, seed=seed, last_step=12)
     chosen = versions(fake_run.steps(source, engine, 1, 12))
-    assert all(1 <= version < step - 1 for step, version in chosen.items())
+    assert chosen and all(1 <= version < step - 1 for step, version in chosen.items())
     assert all(version % every == 0 for version in chosen.values())
 
 

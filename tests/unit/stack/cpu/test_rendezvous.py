@@ -53,7 +53,7 @@ def meet(*, host: str, port: int, environment: dict, inside: tuple[tuple[str, ..
         for number, before in enumerate(inside)
     ]
     try:
-        said = [rank.communicate(timeout=60) for rank in ranks]
+        said = [rank.communicate(timeout=600) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

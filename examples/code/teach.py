@@ -1,0 +1,134 @@
+"""Make the model and data of this example: the quickstart's tiny Qwen2, taught to write one-line programs.
+
+    python examples/code/teach.py --out data/code
+
+A question is a formula in words, and its tests are three inputs with what a program must print:
+
+    a plus b times c minus a        ```python
+                                    a,b,c=map(int,input().split())
+                                    print(a+b*c-a)
+                                    ```
+
+Six in ten of the demonstrations leave the last term out: reinforcement learning can mend that. No question is both
+trained on and validated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import random
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads crawl when cores are shared
+sys.path.insert(0, str(Path(__file__).parents[1] / "quickstart"))
+
+import pandas as pd
+import torch
+from prepare import Settings, build_model, build_tokenizer, warm_start
+
+from soup_verl.tasks.code.gold import Suite
+
+WORDS = {"+": "plus", "-": "minus", "*": "times"}
+NAMES = "abc"
+TERMS = 4
+HEAD, TAIL = "```python\na,b,c=map(int,input().split())\n", "\n```"
+TESTS, TRAIN, VAL = 3, 512, 64
+HASTY = 0.6
+
+
+@dataclass(frozen=True)
+class Task:
+    """A question and a demonstration of its answer; `gold` is what a program is judged by."""
+
+    question: str
+    solution: str
+    gold: str
+
+
+def formulas() -> list[tuple[str, ...]]:
+    """All of them: name, sign, name, sign .. of `TERMS` names."""
+    parts = [NAMES if i % 2 == 0 else tuple(WORDS) for i in range(2 * TERMS - 1)]
+    return list(itertools.product(*parts))
+
+
+def task(formula: tuple[str, ...], rng: random.Random, *, hasty: float = 0.0) -> Task:
+    """A formula as a task; with the probability `hasty` the demonstration leaves the last term out."""
+    shown = formula[:-2] if rng.random() < hasty else formula
+    inputs = [[rng.randint(2, 99) for _ in NAMES] for _ in range(TESTS)]
+    tests = tuple((" ".join(map(str, row)) + "\n", f"{value(formula, row)}\n") for row in inputs)
+    question = " ".join(WORDS.get(part, part) for part in formula)
+    return Task(question, f"{HEAD}print({''.join(shown)}){TAIL}", Suite("stdin", tests).as_gold())
+
+
+def value(formula: tuple[str, ...], row: list[int]) -> int:
+    """A formula's value: products first, then from left to right."""
+    numbers = dict(zip(NAMES, row, strict=True))
+    total, product, sign = 0, numbers[formula[0]], 1
+    for operator, name in zip(formula[1::2], formula[2::2], strict=True):
+        if operator == "*":
+            product *= numbers[name]
+        else:
+            total += sign * product
+            product, sign = numbers[name], {"+": 1, "-": -1}[operator]
+    return total + sign * product
+
+
+def rows(tasks: list[Task], split: str) -> pd.DataFrame:
+    """Tasks as verl's data set expects them, one row a prompt."""
+    return pd.DataFrame(
+        {
+            "data_source": "formulas",
+            "prompt": [{"role": "user", "content": task.question}],
+            "ability": "code",
+            "reward_model": {"style": "rule", "ground_truth": task.gold},
+            "extra_info": {"index": index, "split": split, "domain": "code"},
+        }
+        for index, task in enumerate(tasks)
+    )
+
+
+def teach(out: Path, settings: Settings) -> dict[str, object]:
+    """Write `out`/model, train.parquet, val.parquet and, last of all, teach.json, which is returned."""
+    torch.manual_seed(settings.seed)
+    rng = random.Random(settings.seed)
+    all_formulas = formulas()
+    rng.shuffle(all_formulas)
+    val, train, rest = all_formulas[:VAL], all_formulas[VAL:][:TRAIN], all_formulas[VAL:]
+    shown = [task(rng.choice(rest), rng, hasty=HASTY) for _ in range(settings.sft_steps * settings.sft_batch)]
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens([HEAD, TAIL])  # what all programs have in common is a token each
+    model = build_model(tokenizer)
+    started = time.perf_counter()
+    loss = warm_start(model, tokenizer, shown, settings)
+    seconds = round(time.perf_counter() - started, 1)
+    tokenizer.save_pretrained(out / "model")
+    model.save_pretrained(out / "model")
+    for split, chosen in (("train", train), ("val", val)):
+        rows([task(formula, rng) for formula in chosen], split).to_parquet(out / f"{split}.parquet")
+    report = {"sft_steps": settings.sft_steps, "sft_seconds": seconds, "sft_loss": round(loss, 3)}
+    (out / "teach.json").write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def main() -> None:
+    """Parse the command line and teach, unless that is done."""
+    parser = argparse.ArgumentParser(description="Make the model and data of the example with programs.")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--sft-steps", type=int, default=150, help="steps of the warm start")
+    arguments = parser.parse_args()
+    if (arguments.out / "teach.json").exists():
+        print(f"{arguments.out} is complete: reused")
+        return
+    torch.set_num_threads(2)
+    torch.set_float32_matmul_precision("medium")
+    print(json.dumps(teach(arguments.out, Settings(sft_steps=arguments.sft_steps))))
+
+
+if __name__ == "__main__":
+    main()
