@@ -14,14 +14,14 @@ from soup_verl.method.config import SoupConfig
 ROOT = Path(__file__).parents[2]
 
 
-def settings(tmp_path, **environment):
+def settings(tmp_path, example="tools", **environment):
     """The configuration of the run: a stand-in for Python prints what it is asked to do."""
     given = {**os.environ, "PYTHON": "echo", "OUT": str(tmp_path), **environment}
-    command = ["bash", str(ROOT / "examples/tools/run.sh"), "trainer.total_training_steps=3"]
+    command = ["bash", str(ROOT / "examples" / example / "run.sh"), "trainer.total_training_steps=3"]
     done = subprocess.run(command, env=given, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     teach, start = done.stdout.splitlines()
-    assert teach.startswith("examples/tools/teach.py") and start.startswith("-m recipe.soup.main_soup ")
+    assert teach.startswith(f"examples/{example}/teach.py") and start.startswith("-m recipe.soup.main_soup ")
     with hydra.initialize_config_dir(str(ROOT / "recipe/soup/config"), version_base=None):
         config = hydra.compose("soup_trainer", overrides=[o for o in start.split()[2:] if not o.startswith("hydra.")])
     return OmegaConf.to_container(config, resolve=True)
