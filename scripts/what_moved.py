@@ -99,7 +99,7 @@ def failures(report: Path) -> Iterator[Failure]:
     """Of every test that failed and every module that was not collected."""
     for case in ElementTree.parse(report).iter("testcase"):
         for problem in (*case.findall("failure"), *case.findall("error")):
-            text = problem.text or ""
+            text = re.sub(r"<module '([\w.]+)' from '[^']*'>", r"\1", problem.text or "")
             raised = [line[2:].strip() for line in text.splitlines() if line.startswith("E  ")]
             places = re.findall(r"site-packages/(verl/[\w/]+\.py:\d+): in (\w+)", text)  # of --tb=short
             module, test = case.get("classname") or case.get("name") or "", case.get("name") or ""
