@@ -16,7 +16,8 @@ import importlib.metadata
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -84,13 +85,43 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def failures(report: Path) -> Iterator[tuple[str, str, str]]:
-    """Module, test and what was raised, of every test that failed and every module that was not collected."""
+@dataclass(frozen=True)
+class Failure:
+    """A test, or with test="" a module that was not collected; what was raised, and where in verl, if it was there."""
+
+    module: str
+    test: str
+    raised: str
+    where: str
+
+
+def failures(report: Path) -> Iterator[Failure]:
+    """Of every test that failed and every module that was not collected."""
     for case in ElementTree.parse(report).iter("testcase"):
         for problem in (*case.findall("failure"), *case.findall("error")):
-            raised = [line[2:].strip() for line in (problem.text or "").splitlines() if line.startswith("E  ")]
+            text = re.sub(r"<module '([\w.]+)' from '[^']*'>", r"\1", problem.text or "")
+            raised = [line[2:].strip() for line in text.splitlines() if line.startswith("E  ")]
+            places = re.findall(r"site-packages/(verl/[\w/]+\.py:\d+): in (\w+)", text)  # of --tb=short
             module, test = case.get("classname") or case.get("name") or "", case.get("name") or ""
-            yield module, "" if test == module else test, (raised or [problem.get("message") or ""])[0][:LONGEST]
+            yield Failure(
+                module,
+                "" if test == module else test,
+                (raised or [problem.get("message") or ""])[0][:LONGEST],
+                "{1} ({0})".format(*places[-1]) if places else "",
+            )
+
+
+def show(failed: Sequence[Failure]) -> None:
+    """What was raised, once, with all tests that met it and the names that every one of them looks at."""
+    for raised in dict.fromkeys(failure.raised for failure in failed):
+        group = [failure for failure in failed if failure.raised == raised]
+        print(f"  {raised}")
+        for where in sorted({failure.where for failure in group if failure.where}):
+            print(f"      raised in {where}")
+        common = set.intersection(*(set(names_of(failure.module, failure.test)) for failure in group))
+        print(f"      looking at {', '.join(sorted(common)) or 'various names'}")
+        for failure in group:
+            print(f"      {failure.module.rpartition('.')[2]}: {failure.test or 'not collected'}")
 
 
 def names_of(module: str, test: str) -> list[str]:
@@ -114,9 +145,7 @@ def main() -> int:
     for name, (reason, files) in missing.items():
         print(f"  {name}: {reason}\n      in {', '.join(files)}")
     print(f"\nContract tests that fail: {len(failed)} of {cases}")
-    for module, test, raised in failed:
-        print(f"  {re.sub(r'^tests.contract.', '', module)}: {test or 'not collected'}\n      {raised}")
-        print(f"      looks at {', '.join(names_of(module, test))}")
+    show(failed)
     return int(bool(unmet or missing or failed))
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ def loaded(path):
     """The module of a script: `scripts` is the name of other people's packages too."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # where dataclasses look
     spec.loader.exec_module(module)
     return module
 
@@ -58,6 +60,9 @@ def test_that_fails():
 
 def test_of_no_name():
     raise KeyError("batch key")
+
+def test_within_verl():
+    Tracking("project", "name", default_backend="no_such")
 """
 
 
@@ -76,12 +81,13 @@ def reported(tmp_path, monkeypatch):
 
 
 @pytest.mark.e2e
-def test_failures_are_told_with_what_was_raised_and_the_names_they_look_at(reported):
-    found = {(module, test): raised for module, test, raised in what_moved.failures(reported)}
+def test_failures_are_told_with_what_was_raised_and_the_names_they_look_at(reported, capsys):
+    found = {(failure.module, failure.test): failure.raised for failure in what_moved.failures(reported)}
     assert set(found) == {
         ("contract.test_gone", ""),
         ("contract.test_some", "test_that_fails"),
         ("contract.test_some", "test_of_no_name"),
+        ("contract.test_some", "test_within_verl"),
     }
     assert found["contract.test_gone", ""] == "ModuleNotFoundError: No module named 'verl.no_such'"
     assert found["contract.test_some", "test_of_no_name"] == "KeyError: 'batch key'"
@@ -90,6 +96,15 @@ def test_failures_are_told_with_what_was_raised_and_the_names_they_look_at(repor
     both = ["verl.utils.fs", "verl.utils.tracking.Tracking"]
     assert what_moved.names_of("contract.test_some", "test_of_no_name") == both
     assert what_moved.names_of("contract.test_gone", "") == ["verl.no_such.thing"]
+    what_moved.show(list(what_moved.failures(reported)))
+    shown = capsys.readouterr().out
+    assert re.search(
+        r"  AssertionError: no_such is not supported\n"
+        r"      raised in __init__ \(verl/utils/tracking.py:\d+\)\n"
+        r"      looking at verl.utils.tracking.Tracking\n"
+        r"      test_some: test_within_verl\n",
+        shown,
+    )
 
 
 @pytest.mark.e2e
