@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SOUP, or GRPO, on puzzles of reasoning-gym on this machine's CPU: real verl, vLLM and Ray, a model of 1.3 million
-# parameters that has learnt to write <answer>15</answer> and answers four in ten sums right.
+# parameters that has learnt to write <answer>15</answer>, and is right in one answer of fourteen.
 #
-#   bash examples/puzzles/run.sh                         sums of two digits, scored by reasoning-gym's own scorer
+#   bash examples/puzzles/run.sh                         sums of two numbers, scored by reasoning-gym's own scorer
 #   METHOD=grpo bash examples/puzzles/run.sh             the baseline: the same run without historical tokens
 #   TASK=gcd SET="max_value=30" OUT=runs/gcd bash examples/puzzles/run.sh     another task, with its settings
 #   bash examples/puzzles/run.sh soup.lookahead.age=8    any setting of the recipe

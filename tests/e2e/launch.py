@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch.distributed.tensor import DTensor
 
 from soup_verl.launch.finished import FINISHED
@@ -112,19 +111,6 @@ def launch_series(assets: Path, folder: Path, runs: dict[str, tuple[str, ...]], 
         name: Run(folder / name, 0 if (folder / name / FINISHED).exists() else code or 1, output, seconds)
         for name in runs
     }
-
-
-def launch_sweep(assets: Path, folder: Path, runs: dict[str, tuple[str, ...]], *shared: str) -> dict[str, Run]:
-    """The same as a sweep of one seed, the first run its baseline; a run's folder is `folder/NAME-s0`."""
-    seeded = [setting for setting in (*settings(assets), *shared) if not setting.startswith("soup.sampling_seed=")]
-    sweep = {"out": str(folder), "seeds": [0], "baseline": next(iter(runs)), "shared": seeded}
-    folder.mkdir(parents=True)
-    (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep | {"methods": {n: list(o) for n, o in runs.items()}}))
-    started = time.monotonic()
-    code, output = execute([sys.executable, "-m", "recipe.soup.sweep", str(folder / "sweep.yaml")], folder)
-    log = folder / "log.txt"
-    output = (log.read_text() if log.exists() else "") + output
-    return {name: Run(folder / f"{name}-s0", code, output, time.monotonic() - started) for name in runs}
 
 
 def execute(

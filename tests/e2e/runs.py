@@ -18,7 +18,7 @@ import pandas as pd
 
 from tests.e2e import examples, rehearsals
 from tests.e2e.cluster import TwoNodes
-from tests.e2e.launch import LIMIT, PREFIXES, ROOT, Run, launch, launch_series, launch_sweep
+from tests.e2e.launch import LIMIT, PREFIXES, ROOT, Run, launch, launch_series
 from tests.faults.kills import Fault, Faults, killed_run
 
 
@@ -219,17 +219,14 @@ _LORA = (
 
 def _lora(strategy: str) -> Launch:
     """Adapters alone are trained and kept: a run, `lora_fsdp2` or `lora_fsdp`, and the same resumed from its second
-    step; with FSDP1 as a sweep."""
+    step."""
     name = f"lora_{strategy}"
-    start, end = (launch_sweep, "-s0") if strategy == "fsdp" else (launch_series, "")
 
     def launch(assets: Path, folder: Path) -> dict[str, Run]:
         same = (*_SNAPSHOT, "soup.behavior_log_probs=actor")
-        again = ("trainer.resume_mode=resume_path", f"trainer.resume_from_path={folder}/{name}{end}/global_step_2")
+        again = ("trainer.resume_mode=resume_path", f"trainer.resume_from_path={folder}/{name}/global_step_2")
         runs = {name: same, f"{name}_resumed": (*same, *again)}
-        return start(
-            assets, folder, runs, *_LORA, f"actor_rollout_ref.actor.strategy={strategy}", "trainer.test_freq=4"
-        )
+        return launch_series(assets, folder, runs, *_LORA, f"actor_rollout_ref.actor.strategy={strategy}")
 
     return Launch((name, f"{name}_resumed"), launch)
 
@@ -303,28 +300,16 @@ def _looked_after(assets: Path, folder: Path) -> Run:
 
 # Few sessions at once, of long responses: decoding takes longer than what verl does for each of them, so that updates
 # find some under way. How many, and in which steps, is the machine's to say.
-_SLOW_ROLLOUT = (
+_INTERRUPTED = (
+    "neighbors=partial_rollout",
+    "trainer.v1.trainer_mode=probed_soup_colocate_async_cpu",
     "soup.prefix_length.low=null",
     "soup.prefix_length.high=null",
     "data.max_response_length=192",
     "actor_rollout_ref.rollout.max_model_len=240",
     "actor_rollout_ref.rollout.max_num_seqs=8",
-)
-_INTERRUPTED = (
-    "neighbors=partial_rollout",
-    "trainer.v1.trainer_mode=probed_soup_colocate_async_cpu",
-    *_SLOW_ROLLOUT,
     f"{STEPS}6",
     "trainer.save_freq=2",
-)
-_TWO_POOLS = _alone(  # every step two updates, between which the engine keeps its weights
-    "two_pools",
-    "neighbors=partial_rollout_two_pools",
-    "trainer.v1.trainer_mode=probed_soup_separate_async_cpu",
-    *_SLOW_ROLLOUT,
-    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
-    "trainer.v1.separate_async.parameter_sync_step=2",
-    f"{STEPS}4",
 )
 
 
@@ -450,5 +435,4 @@ LAUNCHES = (  # the longest first
     _VERL_GRPO,
     _VERL_ASYNC,
     _ASYNC_WITHOUT_MIXING,
-    _TWO_POOLS,
 )

@@ -110,7 +110,9 @@ def test_the_wheel_is_what_runs(installed, tmp_path):
     assert Path(file).is_relative_to(installed.parents[1]) and version == "0.1.0"
 
 
-@pytest.mark.parametrize("module", ["soup_verl.evaluate", "soup_verl.prepare_data", "recipe.soup.main_series"])
+@pytest.mark.parametrize(
+    "module", ["soup_verl.evaluate", "soup_verl.prepare_data", "recipe.soup.main_series", "recipe.soup.sweep"]
+)
 def test_a_command_of_the_wheel_says_what_it_takes(installed, tmp_path, module):
     assert f"usage: python -m {module}" in run(installed, "-m", module, "--help", cwd=tmp_path)
 

@@ -96,9 +96,3 @@ def test_a_run_script_gives_the_same_command_there(mounted, script):
     command = ["bash", str(mounted / "recipe/soup" / script), "ablations=age"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=30)
     assert done.stdout.splitlines() == script_settings(script, "ablations=age")
-
-
-def test_the_recipes_modules_import_nothing_of_each_other_by_name():
-    """The collection may be mounted under another name than `recipe`."""
-    for file in RECIPE.glob("*.py"):
-        assert not re.search(r"^\s*(from|import) recipe\b", file.read_text(), re.MULTILINE), file

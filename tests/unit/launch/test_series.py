@@ -79,9 +79,8 @@ def test_traces_bear_one_name():
     assert not series.can_share(traced, traced)
 
 
-@pytest.mark.parametrize("kind", ["colocate_async", "separate_async"])
-def test_an_asynchronous_run_leaves_responses_under_way(kind):
-    interrupted = config(**{"trainer.v1.trainer_mode": f"soup_{kind}_cpu"})
+def test_an_asynchronous_run_leaves_responses_under_way():
+    interrupted = config(**{"trainer.v1.trainer_mode": "soup_colocate_async_cpu"})
     assert not series.can_share(interrupted, interrupted)
 
 
