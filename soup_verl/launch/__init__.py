@@ -7,6 +7,18 @@ def _share_of(whole: float, share: float) -> int:
     return max(1, round(whole * share))
 
 
+def _quotient(whole: int, part: int) -> int:
+    return whole // part
+
+
+def _with_pool(ranks: int, nodes: int, per_node: int) -> int:
+    return ranks + nodes * per_node
+
+
 # ${share_of:${data.max_response_length},0.2}: whole tokens, at least 1. OmegaConf has no arithmetic, and every process
 # that resolves a run's settings has imported something of this room.
 OmegaConf.register_new_resolver("share_of", _share_of, replace=True)
+# ${with_pool:RANKS,NODES,PER_NODE}: the ranks of the trainer and those of a rollout pool of its own.
+OmegaConf.register_new_resolver("with_pool", _with_pool, replace=True)
+# ${quotient:WHOLE,PART}: rounded down.
+OmegaConf.register_new_resolver("quotient", _quotient, replace=True)

@@ -14,6 +14,9 @@ from soup_verl.method.config import SoupConfig
 from soup_verl.method.sections import NEEDS_ONE_TURN, SINGLE_TURN
 from soup_verl.records.settings import value_at as _get
 
+ASYNCHRONOUS = ("colocate_async", "separate_async")
+"""verl's trainers whose updates interrupt responses."""
+
 
 def check_run(soup: SoupConfig, config: Mapping[str, Any]) -> None:
     """Check the rules between `soup` and the rest of the run.
@@ -43,33 +46,29 @@ def check_run(soup: SoupConfig, config: Mapping[str, Any]) -> None:
 
 
 def _check_trainer_mode(soup: SoupConfig, config: Mapping[str, Any]) -> None:
-    """Sources that plan prefixes need the order of events of the synchronous trainer; interrupted responses need the
-    trainer that interrupts them. Tests and benchmarks have trainers of other names that end so."""
+    """Sources that plan prefixes need the order of events of the synchronous trainer; interrupted responses need one
+    that interrupts them. Tests and benchmarks have trainers of other names that end so."""
     key = "trainer.v1.trainer_mode"
     mode = str(_get(config, key, "soup"))
-    require(
-        "separate_async" not in mode,
-        key,
-        mode,
-        "soup or soup_colocate_async: trainers with rollout engines of their own are not supported",
-    )
+    kind = next((kind for kind in ASYNCHRONOUS if kind in mode), None)
+    if kind == "separate_async":
+        _check_two_pools(soup, config)
     if not soup.mixing:
         return
-    asynchronous = "colocate_async" in mode
     require(
-        "soup" in mode or not asynchronous,
+        "soup" in mode or kind is None,
         key,
         mode,
-        "soup_colocate_async, because soup.mixed_fraction is above 0",
+        f"soup_{kind}, because soup.mixed_fraction is above 0",
         "Or set soup.mixed_fraction=0 and algorithm.adv_estimator=grpo.",
     )
     require(
-        asynchronous or soup.source != "inflight",
+        kind is not None or soup.source != "inflight",
         key,
         mode,
-        "soup_colocate_async with soup.source=inflight: elsewhere no update interrupts a response",
+        "soup_colocate_async or soup_separate_async with soup.source=inflight: others interrupt no response",
     )
-    ahead = "trainer.v1.colocate_async.num_warmup_batches"
+    ahead = f"trainer.v1.{kind}.num_warmup_batches"
     require(
         soup.source != "inflight" or _get(config, ahead, 1) > 0,
         ahead,
@@ -77,11 +76,41 @@ def _check_trainer_mode(soup: SoupConfig, config: Mapping[str, Any]) -> None:
         "above 0 with soup.source=inflight: no response is under way when an update comes",
     )
     require(
-        not asynchronous or soup.source == "inflight",
+        kind is None or soup.source == "inflight",
         "soup.source",
         soup.source,
         f"inflight with {key}={mode}: other sources need steps that wait for all of their responses",
     )
+
+
+def _check_two_pools(soup: SoupConfig, config: Mapping[str, Any]) -> None:
+    """What verl's separate_async asserts, and what it would do without a word."""
+    rollout, because = "actor_rollout_ref.rollout", "with trainer.v1.trainer_mode=*separate_async"
+    for name in ("nnodes", "n_gpus_per_node"):
+        value = _get(config, f"{rollout}.{name}", 0)
+        require(
+            value > 0, f"{rollout}.{name}", value, f"above 0 {because}: the rollout engines have a pool of their own"
+        )
+    backend, key = f"{rollout}.checkpoint_engine.backend", "trainer.v1.separate_async.parameter_sync_step"
+    engine, updates = _get(config, backend, "naive"), _get(config, key, 4)
+    require(engine != "naive", backend, engine, f"nccl, or another engine that reaches the other pool, {because}")
+    prompts, mini = _get(config, "data.train_batch_size"), _get(config, "actor_rollout_ref.actor.ppo_mini_batch_size")
+    require(
+        updates > 0 and prompts == updates * mini,
+        key,
+        updates,
+        f"data.train_batch_size={prompts} / actor_rollout_ref.actor.ppo_mini_batch_size={mini}: a mini-batch an update",
+    )
+    some = soup.down_sampling.train_on
+    require(
+        some is None or updates == 1,
+        key,
+        updates,
+        f"1 with soup.down_sampling.train_on={some}, which sees a whole step",
+    )
+    model = "actor_rollout_ref.model"
+    rank, merged = _get(config, f"{model}.lora_rank", 0), bool(_get(config, f"{model}.lora.merge", False))
+    require(rank <= 0 or merged, f"{model}.lora.merge", merged, f"true {because}, whose engines are sent no adapters")
 
 
 def _check_down_sampling(soup: SoupConfig, config: Mapping[str, Any]) -> None:

@@ -80,7 +80,7 @@ def can_share(a: DictConfig, b: DictConfig) -> bool:
     rollout = a.actor_rollout_ref.rollout
     if rollout.agent.agent_loop_manager_class != MANAGER or rollout.trace.backend is not None:  # traces have one name
         return False
-    if "colocate_async" in a.trainer.v1.trainer_mode:  # a run ends with responses under way
+    if "_async" in a.trainer.v1.trainer_mode:  # a run ends with responses under way
         return False
     of_a, of_b = (flatten(OmegaConf.to_container(c, resolve=True)) for c in (a, b))
     changed = (key for key in of_a.keys() | of_b.keys() if of_a.get(key) != of_b.get(key))

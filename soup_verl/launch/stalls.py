@@ -103,8 +103,12 @@ def _tell_syncs(trainer: Any, progress: Progress) -> None:
         outside[0] = progress.place or Place()
         progress.enter(Place("weight sync", "weight_sync", trainer.global_steps))
 
-    for name in SYNCS:
-        _around(trainer.checkpoint_manager, name, begin, after=lambda: progress.enter(outside[0]))
+    for manager in (
+        "checkpoint_manager",
+        "standalone_checkpoint_manager",
+    ):  # the latter's engines have a pool of their own
+        for name in SYNCS if hasattr(trainer, manager) else ():
+            _around(getattr(trainer, manager), name, begin, after=lambda: progress.enter(outside[0]))
 
 
 def _around(

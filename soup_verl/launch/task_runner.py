@@ -23,7 +23,7 @@ from soup_verl.records import run_log
 
 _TaskRunner: Any = TaskRunnerV1.__ray_metadata__.modified_class.__ray_actor_class__
 
-HAVE_A_CPU_TRAINER = ("soup", "soup_colocate_async")
+HAVE_A_CPU_TRAINER = ("soup", "soup_colocate_async", "soup_separate_async")
 """Names of trainers that have a counterpart on the CPU, so that an example can name its trainer for both platforms."""
 
 

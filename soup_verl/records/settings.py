@@ -120,8 +120,12 @@ _ROWS = (
     ),
     ("reward", "method by_content", "custom_reward_function.path reward_manager.module.path"),
     ("trainer", "method taken_up", "critic_warmup"),
-    ("trainer", "method", "v1.colocate_async.num_warmup_batches v1.sampler.max_off_policy_strategy"),
-    ("trainer", "method", "v1.sampler.max_off_policy_threshold"),
+    (
+        "trainer",
+        "method",
+        "v1.colocate_async.num_warmup_batches v1.sampler.max_off_policy_strategy v1.sampler.max_off_policy_threshold "
+        "v1.separate_async.num_warmup_batches v1.separate_async.parameter_sync_step",
+    ),
     ("trainer", "stack", "device n_gpus_per_node nnodes v1.trainer_mode"),  # the mode decides the rollout client
     (
         "trainer",

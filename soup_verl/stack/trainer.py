@@ -31,7 +31,13 @@ import ray
 from omegaconf import DictConfig, OmegaConf
 from tensordict import NonTensorData, NonTensorStack, TensorDict
 from transfer_queue import KVBatchMeta
-from verl.trainer.ppo.v1 import PPOTrainer, PPOTrainerColocateAsync, PPOTrainerSync, register_trainer
+from verl.trainer.ppo.v1 import (
+    PPOTrainer,
+    PPOTrainerColocateAsync,
+    PPOTrainerSeparateAsync,
+    PPOTrainerSync,
+    register_trainer,
+)
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.utils.debug import marked_timer
 from verl.workers.engine_workers import ActorRolloutRefWorker
@@ -333,7 +339,8 @@ def _taken_out(metrics: dict, prefix: str) -> dict[str, float]:
 
 def verls_name(trainer: PPOTrainer) -> str:
     """What verl calls this trainer's kind: it compares the name to choose its behaviour."""
-    return "colocate_async" if isinstance(trainer, PPOTrainerColocateAsync) else "sync"
+    kinds = {"colocate_async": PPOTrainerColocateAsync, "separate_async": PPOTrainerSeparateAsync}
+    return next((name for name, kind in kinds.items() if isinstance(trainer, kind)), "sync")
 
 
 @register_trainer("soup")

@@ -8,7 +8,7 @@ from verl.experimental.separation.engine_workers import DetachActorWorker
 from verl.single_controller.base.decorator import MAGIC_ATTR, Dispatch
 from verl.trainer import main_ppo
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
-from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSync, get_trainer_cls
+from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync, PPOTrainerSync, get_trainer_cls
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.utils.config import validate_config
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDPEngineWithValueHead
@@ -21,7 +21,7 @@ from soup_verl.stack.down_sampling import DownSampling
 from soup_verl.stack.dynamic_sampling import NotingReplayBuffer
 from soup_verl.stack.failures import ExplainedFailures
 from soup_verl.stack.history_checkpoints import HistoryCheckpoints
-from soup_verl.stack.inflight_trainer import SoupColocateAsyncTrainer
+from soup_verl.stack.inflight_trainer import InflightStages, SoupColocateAsyncTrainer, SoupSeparateAsyncTrainer
 from soup_verl.stack.keeping_worker import KeepingActorWorker
 from soup_verl.stack.trainer import SoupStages
 from soup_verl.stack.validation import ExplainedValidation
@@ -50,7 +50,9 @@ OVERRIDES = [
     (HistoryCheckpoints, PPOTrainerSync, "_save_checkpoint _load_checkpoint"),
     (ExplainedFailures, PPOTrainerSync, ""),
     (NotingReplayBuffer, ReplayBuffer, "_clear_groups"),
-    (SoupColocateAsyncTrainer, PPOTrainerColocateAsync, "get_llm_client _balance_batch"),
+    (InflightStages, PPOTrainerColocateAsync, "_balance_batch"),
+    (SoupColocateAsyncTrainer, PPOTrainerColocateAsync, "get_llm_client"),
+    (SoupSeparateAsyncTrainer, PPOTrainerSeparateAsync, "get_llm_client"),
     (training.CpuTrainer, PPOTrainerSync, "_build_replay_buffer _init_resource_pool_mgr"),
     (SoupActorWorker, DetachActorWorker, "init_model"),
     (

@@ -16,8 +16,8 @@ MORE = {
 """Settings that no example file has."""
 
 
-ASYNCHRONOUS = ("neighbors/partial_rollout",)
-"""Has a trainer of its own, and runs of its own: `test_inflight.py`."""
+ASYNCHRONOUS = ("neighbors/partial_rollout", "neighbors/partial_rollout_two_pools")
+"""Have trainers of their own, and runs of their own: `test_inflight.py`."""
 
 
 def names() -> list[str]:

@@ -15,7 +15,9 @@ from verl.trainer.ppo.v1 import register_trainer
 from soup_verl.stack.batch import items, sort_rows
 from soup_verl.stack.cpu.training import (
     CpuColocateAsyncTrainer,
+    CpuSeparateAsyncTrainer,
     CpuSoupColocateAsyncTrainer,
+    CpuSoupSeparateAsyncTrainer,
     CpuSoupTrainer,
     CpuSyncTrainer,
 )
@@ -124,6 +126,11 @@ class ProbedSoupColocateAsyncTrainer(Probe, CpuSoupColocateAsyncTrainer):
     pass
 
 
+@register_trainer("probed_soup_separate_async_cpu")
+class ProbedSoupSeparateAsyncTrainer(Probe, CpuSoupSeparateAsyncTrainer):
+    pass
+
+
 class OrderedRows:
     """Mixin: the order of verl's rows is that of their arrival, and sums depend on it."""
 
@@ -143,4 +150,9 @@ class ProbedSyncTrainer(OrderedRows, Probe, CpuSyncTrainer):
 
 @register_trainer("probed_colocate_async_cpu")
 class ProbedColocateAsyncTrainer(OrderedRows, Probe, CpuColocateAsyncTrainer):
+    """verl's own."""
+
+
+@register_trainer("probed_separate_async_cpu")
+class ProbedSeparateAsyncTrainer(OrderedRows, Probe, CpuSeparateAsyncTrainer):
     """verl's own."""

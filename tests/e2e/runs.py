@@ -300,16 +300,27 @@ def _looked_after(assets: Path, folder: Path) -> Run:
 
 # Few sessions at once, of long responses: decoding takes longer than what verl does for each of them, so that updates
 # find some under way. How many, and in which steps, is the machine's to say.
-_INTERRUPTED = (
-    "neighbors=partial_rollout",
-    "trainer.v1.trainer_mode=probed_soup_colocate_async_cpu",
+_SLOW_ROLLOUT = (
     "soup.prefix_length.low=null",
     "soup.prefix_length.high=null",
     "data.max_response_length=192",
     "actor_rollout_ref.rollout.max_model_len=240",
     "actor_rollout_ref.rollout.max_num_seqs=8",
+)
+_INTERRUPTED = (
+    "neighbors=partial_rollout",
+    "trainer.v1.trainer_mode=probed_soup_colocate_async_cpu",
+    *_SLOW_ROLLOUT,
     f"{STEPS}6",
     "trainer.save_freq=2",
+)
+_TWO_POOLS = _alone(  # every step two updates, between which the engine keeps its weights
+    "two_pools",
+    "neighbors=partial_rollout_two_pools",
+    "trainer.v1.trainer_mode=probed_soup_separate_async_cpu",
+    *_SLOW_ROLLOUT,
+    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+    f"{STEPS}4",
 )
 
 
@@ -435,4 +446,5 @@ LAUNCHES = (  # the longest first
     _VERL_GRPO,
     _VERL_ASYNC,
     _ASYNC_WITHOUT_MIXING,
+    _TWO_POOLS,
 )

@@ -93,6 +93,31 @@ def test_metrics_by_segment_and_age(finished):
         assert m.get("soup/noise_floor_kl_k3", 0.0) < 1e-6
 
 
+@pytest.mark.runs("two_pools")
+def test_on_two_pools_versions_and_anchors_are_right_in_the_last_of_the_updates_between_two_syncs(run):
+    """The actor is an update ahead of the engine there: the anchor is what the engine has."""
+    two = run("two_pools")
+    assert two.code == 0, two.output[-3000:]
+    metrics = two.metrics()
+    assert list(metrics) == [1, 2, 3, 4]
+    for step, of_step in metrics.items():
+        segments = ("prefix", "continuation", "onpolicy", "stale")
+        assert sum(of_step[f"soup/{s}_tokens_total"] for s in segments) == of_step["soup/decode_tokens_total"]
+        assert of_step.get("soup/alignment_error_max", 0.0) < 1e-4
+        rows = two.rows(step)
+        assert len(rows) == 16
+        for row in rows:
+            old, error = historical(row, step), (row["rollout_log_probs"] - row["recomputed_log_probs"]).abs()
+            assert (row["token_versions"].diff() >= 0).all() and 0 <= int(row["token_versions"].max()) <= step - 1
+            assert error[~old].numel() == 0 or error[~old].max() < 1e-4
+            assert row["prefix_mask"].bool().tolist() == old.tolist()
+            assert torch.equal(row["old_log_probs"][old], row["rollout_log_probs"][old])
+            assert torch.equal(row["old_log_probs"][~old], row["recomputed_log_probs"][~old])
+    assert not historical(two.rows(1)[0], 1).any()
+    older = [m["soup/prefix_tokens_total"] + m["soup/stale_tokens_total"] for m in metrics.values()]
+    assert older[0] == 0 and sum(older) > 0
+
+
 LOSSES = ("actor/pg_loss", "actor/entropy", "actor/pg_clipfrac", "actor/grad_norm")
 
 

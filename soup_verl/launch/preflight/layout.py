@@ -39,12 +39,13 @@ def gpu_findings(run: RunSettings, hardware: Hardware, shape: ModelShape | None)
         have = f"{hardware.gpus} here"
         need = f"{run.gpus_per_node} a node, {run.nodes} node{'s' * (run.nodes > 1)}"
         yield judged(GPUS, "GPUs", hardware.gpus >= run.gpus_per_node, need=need, have=have, how=how)
-    key = f"{ROLLOUT}.tensor_model_parallel_size"
-    remedy = f"trainer.n_gpus_per_node={run.gpus_per_node} x trainer.nnodes={run.nodes} GPUs are shared by replicas."
-    yield divides(GPUS, "GPUs a rollout replica", key, run.replica, world, "GPUs", remedy)
-    if run.replica > run.gpus_per_node:
+    key, pool = f"{ROLLOUT}.tensor_model_parallel_size", run.rollout_pool
+    of_node, nodes = f"{pool}.n_gpus_per_node", f"{pool}.nnodes"
+    remedy = f"{of_node}={run.get(of_node, 1)} x {nodes}={run.get(nodes, 1)} GPUs are shared by replicas."
+    yield divides(GPUS, "GPUs a rollout replica", key, run.replica, run.rollout_gpus, "GPUs", remedy)
+    if run.replica > run.get(of_node, 1):
         value = run.replica
-        yield multiple(GPUS, "replica over nodes", key, value, value, run.gpus_per_node, "GPUs of a replica")
+        yield multiple(GPUS, "replica over nodes", key, value, value, run.get(of_node, 1), "GPUs of a replica")
     sp = run.sequence_parallel
     sp_key = f"{ACTOR}.ulysses_sequence_parallel_size"
     yield divides(GPUS, "sequence parallelism", sp_key, sp, world, "GPUs")

@@ -81,9 +81,11 @@ def _asleep(run: RunSettings, shape: ModelShape) -> Amount:
 
 
 def rolling_out(run: RunSettings, hardware: Hardware, shape: ModelShape) -> Amount:
-    """What the rollout engine takes of a GPU, and what the trainer leaves there."""
+    """What the rollout engine takes of a GPU, and what the trainer leaves there if it is the same one."""
     share = run.get(f"{ROLLOUT}.gpu_memory_utilization", 0.5)
     engine = sizing.product("rollout engine", (share, "gpu_memory_utilization"), (hardware.gpu_bytes, "bytes"))
+    if run.rolls_out_apart:
+        return engine
     kept = NOTHING if run.get(f"{ACTOR}.fsdp_config.param_offload", False) else master_weights(run, shape)
     if not run.get(f"{ACTOR}.fsdp_config.optimizer_offload", False):
         kept += optimizer(run, shape)
@@ -97,7 +99,7 @@ def _cache_finding(run: RunSettings, hardware: Hardware, shape: ModelShape) -> F
     weights = sizing.rollout_weights(shape, element_bytes=run.rollout_bytes, tensor_parallel=tensor_parallel)
     room = hardware.gpu_bytes * run.get(f"{ROLLOUT}.gpu_memory_utilization", 0.5) - weights.bytes
     tokens = max(0, int(room // token.bytes))
-    replicas = max(1, run.world_size // run.replica)
+    replicas = max(1, run.rollout_gpus // run.replica)
     running = min(run.get(f"{ROLLOUT}.max_num_seqs", 1), -(-run.prompts * run.n // replicas))
     return judged(
         TOPIC,

@@ -50,6 +50,21 @@ class RunSettings:
         return self.gpus_per_node * self.nodes
 
     @property
+    def rolls_out_apart(self) -> bool:
+        """Whether rollout engines have GPUs of their own, and none of the trainer's."""
+        apart = "separate_async" in self.get("trainer.v1.trainer_mode", "")
+        return apart and not self.get("actor_rollout_ref.hybrid_engine", True)
+
+    @property
+    def rollout_pool(self) -> str:
+        """The section whose `n_gpus_per_node` and `nnodes` are those that replicas of the rollout engine share."""
+        return ROLLOUT if self.rolls_out_apart else "trainer"
+
+    @property
+    def rollout_gpus(self) -> int:
+        return self.get(f"{self.rollout_pool}.n_gpus_per_node", 1) * self.get(f"{self.rollout_pool}.nnodes", 1)
+
+    @property
     def n(self) -> int:
         return self.get(f"{ROLLOUT}.n", 1)
 

@@ -21,6 +21,12 @@ def join_gloo_group() -> None:
         torch.distributed.init_process_group(backend="gloo", store=store, rank=rank, world_size=world_size)
 
 
+def store_at(host: str, port: int, rank: int, world_size: int) -> torch.distributed.Store:
+    """A store of a group beside the ranks' own, which rank 0 keeps at this address."""
+    store = _loopback_store(host, port, rank, world_size)
+    return torch.distributed.TCPStore(host, port, world_size, rank == 0) if store is None else store
+
+
 def _interface_towards(host: str) -> str | None:
     """The network interface that leads to `host`, None if it cannot be told.
 

@@ -8,18 +8,24 @@ from unittest import mock
 import ray
 import torch
 from tensordict import NonTensorStack, TensorDict
+from verl.experimental.separation.engine_workers import DetachActorWorker
 from verl.single_controller.base.decorator import Dispatch, register
-from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSync, register_trainer
+from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync, PPOTrainerSync, register_trainer
 from verl.utils import tensordict_utils as tu
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDPEngineWithValueHead
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+from verl.workers.rollout.replica import RolloutReplica, RolloutReplicaRegistry
 
 from soup_verl.stack.actor_worker import SoupActorWorker
-from soup_verl.stack.cpu import own_socket, shared_prompts
+from soup_verl.stack.cpu import (
+    gloo_transfer,  # noqa: F401  registers
+    own_socket,
+    shared_prompts,
+)
 from soup_verl.stack.cpu.attention import use_for_sdpa
 from soup_verl.stack.cpu.rendezvous import join_gloo_group
-from soup_verl.stack.inflight_trainer import SoupColocateAsyncTrainer
+from soup_verl.stack.inflight_trainer import SoupColocateAsyncTrainer, SoupSeparateAsyncTrainer
 from soup_verl.stack.trainer import SoupTrainer, verls_name
 
 _FSDP1 = "torch.distributed.fsdp._init_utils"
@@ -148,6 +154,10 @@ class CpuActorRolloutRefWorker(_CpuWorker, ActorRolloutRefWorker):
     pass
 
 
+class CpuDetachActorWorker(_CpuWorker, DetachActorWorker):
+    pass
+
+
 class CpuSoupActorWorker(_CpuWorker, SoupActorWorker):
     pass
 
@@ -160,6 +170,7 @@ class CpuTrainingWorker(TrainingWorker):
 
 _CPU_WORKERS = {
     ActorRolloutRefWorker: CpuActorRolloutRefWorker,
+    DetachActorWorker: CpuDetachActorWorker,
     SoupActorWorker: CpuSoupActorWorker,
     TrainingWorker: CpuTrainingWorker,
 }
@@ -169,6 +180,15 @@ def on_cpu(worker_class: Any) -> Any:
     """The CPU counterpart of a Ray actor class of verl's or ours."""
     plain = worker_class.__ray_metadata__.modified_class.__ray_actor_class__
     return ray.remote(_CPU_WORKERS[plain])
+
+
+def _cpu_replica() -> type[RolloutReplica]:
+    from soup_verl.stack.cpu.standalone import CpuReplica  # imports vLLM, which FSDP workers do without
+
+    return CpuReplica
+
+
+RolloutReplicaRegistry.register("vllm", _cpu_replica)
 
 
 class CpuTrainer:
@@ -207,4 +227,14 @@ class CpuSoupColocateAsyncTrainer(CpuTrainer, SoupColocateAsyncTrainer):
 
 @register_trainer("colocate_async_cpu")
 class CpuColocateAsyncTrainer(CpuTrainer, PPOTrainerColocateAsync):
+    """verl's own."""
+
+
+@register_trainer("soup_separate_async_cpu")
+class CpuSoupSeparateAsyncTrainer(CpuTrainer, SoupSeparateAsyncTrainer):
+    """The same with pools of their own for training and rollout."""
+
+
+@register_trainer("separate_async_cpu")
+class CpuSeparateAsyncTrainer(CpuTrainer, PPOTrainerSeparateAsync):
     """verl's own."""

@@ -166,6 +166,8 @@ def test_a_gpu_while_rolling_out(shape):
     offload = run_settings(**{fsdp + "param_offload": "true", fsdp + "optimizer_offload": "true"})
     assert rolling_out(offload, EIGHT_GPUS, shape).bytes == share
     assert offloaded(offload, shape).bytes == 3 * PARAMS_7B * 4
+    two_pools = {"trainer__v1__trainer_mode": "soup_separate_async", "actor_rollout_ref__hybrid_engine": "false"}
+    assert rolling_out(run_settings(**two_pools), EIGHT_GPUS, shape).bytes == share
 
 
 def test_the_history_in_host_memory(shape):

@@ -426,6 +426,18 @@ def test_gpus_that_do_not_divide_are_refused(changes, message):
     assert any(message in error for error in refusals(gpu_findings(run_with(changes), HERE, SHAPE)))
 
 
+def test_replicas_with_a_pool_of_their_own_share_its_gpus():
+    mode = {"trainer.v1.trainer_mode": "soup_separate_async", "actor_rollout_ref.hybrid_engine": False}
+    pool = {f"{ROLLOUT}.n_gpus_per_node": 2, f"{ROLLOUT}.nnodes": 2, f"{ROLLOUT}.tensor_model_parallel_size": 4}
+    assert run_with(mode | pool).rollout_gpus == 4 and run_with(pool).rollout_gpus == 8
+    assert refusals(gpu_findings(run_with(mode | pool), HERE, SHAPE)) == []
+    (error,) = refusals(gpu_findings(run_with(mode | pool | {f"{ROLLOUT}.nnodes": 1}), HERE, SHAPE))
+    assert error.endswith(
+        "tensor_model_parallel_size=4: expected a divisor of 2 GPUs. actor_rollout_ref.rollout.n_gpus_per_node=2 x "
+        "actor_rollout_ref.rollout.nnodes=1 GPUs are shared by replicas."
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -203,6 +203,7 @@ def test_the_keywords_of_a_function_of_ones_own_are_its_own(tmp_path):
     ("device", "mode", "expected"),
     [
         ("cpu", "soup_colocate_async", "soup_colocate_async_cpu"),
+        ("cpu", "soup_separate_async", "soup_separate_async_cpu"),
         ("cpu", "soup", "soup_cpu"),
         ("cpu", "probed_soup_cpu", "probed_soup_cpu"),
         ("cuda", "soup_colocate_async", "soup_colocate_async"),

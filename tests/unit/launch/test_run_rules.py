@@ -274,39 +274,103 @@ def test_checkpoints_are_validated_where_the_best_is_kept(mixed_fraction, saves,
 
 INFLIGHT = {"source": "inflight", "mixed_fraction": 1}
 MODE = "trainer__v1__trainer_mode"
+SYNC = "trainer__v1__separate_async__parameter_sync_step"
+TWO_POOLS = {
+    f"{ROLLOUT}__nnodes": 1,
+    f"{ROLLOUT}__n_gpus_per_node": 1,
+    f"{ROLLOUT}__checkpoint_engine__backend": "nccl",
+    "data__train_batch_size": 8,
+    "actor_rollout_ref__actor__ppo_mini_batch_size": 4,
+    SYNC: 2,
+}
 
 
 @pytest.mark.parametrize(
     ("section", "mode", "message"),
     [
-        (INFLIGHT, "soup", "trainer.v1.trainer_mode='soup': expected soup_colocate_async with soup.source=inflight"),
-        (INFLIGHT, "colocate_async", "trainer.v1.trainer_mode='colocate_async': expected soup_colocate_async, because"),
-        *(
-            ({"source": source}, "soup_colocate_async", f"soup.source={source!r}: expected inflight with trainer.v1.tr")
-            for source in ("lookahead", "snapshot", "replay", "forget")
+        (
+            INFLIGHT,
+            "soup",
+            "trainer.v1.trainer_mode='soup': expected soup_colocate_async or soup_separate_async with",
         ),
         *(
-            (section, "separate_async", "trainer.v1.trainer_mode='separate_async': expected soup or soup_colocate_asy")
-            for section in (INFLIGHT, {}, {"mixed_fraction": 0})
+            (INFLIGHT, mode, f"trainer.v1.trainer_mode={mode!r}: expected soup_{mode}, because soup.mixed_fraction")
+            for mode in ("colocate_async", "separate_async")
+        ),
+        *(
+            (
+                {"source": source},
+                mode,
+                f"soup.source={source!r}: expected inflight with trainer.v1.trainer_mode={mode}",
+            )
+            for source in ("lookahead", "snapshot", "replay", "forget")
+            for mode in ("soup_colocate_async", "soup_separate_async")
         ),
     ],
 )
 def test_interrupted_responses_and_the_trainer_that_interrupts_them_go_together(section, mode, message):
     with pytest.raises(ConfigError) as caught:
-        check_run(SoupConfig.parse(section), run_config(**{MODE: mode}))
+        check_run(SoupConfig.parse(section), run_config(**TWO_POOLS | {MODE: mode}))
     assert str(caught.value).startswith(message)
 
 
-def test_a_batch_must_be_under_way_when_an_update_comes():
-    changes = {MODE: "soup_colocate_async", "trainer__v1__colocate_async__num_warmup_batches": 0}
-    with pytest.raises(ConfigError, match="trainer.v1.colocate_async.num_warmup_batches=0: expected above 0 with soup"):
+@pytest.mark.parametrize("kind", ["colocate_async", "separate_async"])
+def test_a_batch_must_be_under_way_when_an_update_comes(kind):
+    changes = TWO_POOLS | {MODE: f"soup_{kind}", f"trainer__v1__{kind}__num_warmup_batches": 0}
+    with pytest.raises(ConfigError, match=f"trainer.v1.{kind}.num_warmup_batches=0: expected above 0 with soup"):
         check_run(SoupConfig.parse(INFLIGHT), run_config(**changes))
     check_run(SoupConfig.parse({**INFLIGHT, "mixed_fraction": 0}), run_config(**changes))
 
 
 @pytest.mark.parametrize("section", [INFLIGHT, {**INFLIGHT, "mixed_fraction": 0}, {"mixed_fraction": 0}])
-def test_the_asynchronous_trainer_may_be_asked_for(section):
-    check_run(SoupConfig.parse(section), run_config(**{MODE: "soup_colocate_async"}))
+@pytest.mark.parametrize("mode", ["soup_colocate_async", "soup_separate_async"])
+def test_the_asynchronous_trainers_may_be_asked_for(section, mode):
+    check_run(SoupConfig.parse(section), run_config(**TWO_POOLS | {MODE: mode}))
+
+
+@pytest.mark.parametrize("section", [INFLIGHT, {"mixed_fraction": 0}])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {f"{ROLLOUT}__nnodes": 0},
+            "actor_rollout_ref.rollout.nnodes=0: expected above 0 with trainer.v1.trainer_mo",
+        ),
+        ({f"{ROLLOUT}__n_gpus_per_node": 0}, "actor_rollout_ref.rollout.n_gpus_per_node=0: expected above 0 with"),
+        (
+            {f"{ROLLOUT}__checkpoint_engine__backend": "naive"},
+            "actor_rollout_ref.rollout.checkpoint_engine.backend='naive': expected nccl, or another engine that",
+        ),
+        (
+            {SYNC: 4},
+            "trainer.v1.separate_async.parameter_sync_step=4: expected data.train_batch_size=8 / "
+            "actor_rollout_ref.actor.ppo_mini_batch_size=4: a mini-batch an update",
+        ),
+        ({SYNC: 0}, "trainer.v1.separate_async.parameter_sync_step=0: expected data.train_batch_size=8 / actor"),
+        (
+            {"actor_rollout_ref__model__lora_rank": 8},
+            "actor_rollout_ref.model.lora.merge=False: expected true with trainer.v1.trainer_mode=*separate_async",
+        ),
+    ],
+)
+def test_what_two_pools_need(section, changes, message):
+    changes = TWO_POOLS | {MODE: "soup_separate_async"} | changes
+    with pytest.raises(ConfigError) as caught:
+        check_run(SoupConfig.parse(section), run_config(**changes))
+    assert str(caught.value).startswith(message)
+
+
+def test_merged_adapters_reach_the_other_pool():
+    lora = {"actor_rollout_ref__model__lora_rank": 8, "actor_rollout_ref__model__lora__merge": True}
+    check_run(SoupConfig.parse(INFLIGHT), run_config(**TWO_POOLS | {MODE: "soup_separate_async"} | lora))
+
+
+def test_down_sampling_needs_a_step_that_is_one_update():
+    section = SoupConfig.parse({"mixed_fraction": 0, "down_sampling": {"train_on": 2}})
+    changes = TWO_POOLS | {MODE: "soup_separate_async"}
+    with pytest.raises(ConfigError, match="parameter_sync_step=2: expected 1 with soup.down_sampling.train_on=2"):
+        check_run(section, run_config(**changes))
+    check_run(section, run_config(**changes | {SYNC: 1, "data__train_batch_size": 4}))
 
 
 @pytest.mark.parametrize("truncation", [{f"{ROLLOUT}__top_p": 0.9}, {f"{ROLLOUT}__top_k": 50}])

@@ -79,8 +79,9 @@ def test_traces_bear_one_name():
     assert not series.can_share(traced, traced)
 
 
-def test_an_asynchronous_run_leaves_responses_under_way():
-    interrupted = config(**{"trainer.v1.trainer_mode": "soup_colocate_async_cpu"})
+@pytest.mark.parametrize("kind", ["colocate_async", "separate_async"])
+def test_an_asynchronous_run_leaves_responses_under_way(kind):
+    interrupted = config(**{"trainer.v1.trainer_mode": f"soup_{kind}_cpu"})
     assert not series.can_share(interrupted, interrupted)
 
 

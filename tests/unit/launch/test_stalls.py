@@ -78,6 +78,18 @@ def test_a_step_tells_every_stage_and_a_weight_sync_goes_back_to_where_it_was(tm
     assert read(tmp_path) == Place("end of the run", "set_up", 3)
 
 
+def test_weights_for_engines_in_a_pool_of_their_own_are_told_too(tmp_path):
+    trainer = Trainer(tmp_path)
+    trainer.standalone_checkpoint_manager, trainer.checkpoint_manager = (
+        trainer.checkpoint_manager,
+        SimpleNamespace(update_weights=None, sleep_replicas=None),
+    )
+    report_stages(trainer, tmp_path)
+    trainer.standalone_checkpoint_manager.update_weights(3)
+    assert trainer.seen == [("update_weights", Place("weight sync", "weight_sync", 3))]
+    assert read(tmp_path) == Place("set-up", "set_up", 0)
+
+
 def test_a_full_disk_does_not_end_the_run(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("No space left on device")

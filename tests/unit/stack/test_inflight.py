@@ -3,15 +3,20 @@ their versions get there."""
 
 from types import SimpleNamespace
 
+import pytest
 import torch
+from omegaconf import OmegaConf
 from transfer_queue import KVBatchMeta
-from verl.trainer.ppo.v1 import PPOTrainerColocateAsync
+from verl.checkpoint_engine import CheckpointEngineRegistry
+from verl.trainer.ppo.v1 import PPOTrainerColocateAsync, PPOTrainerSeparateAsync
 
+from soup_verl.method.checks import ConfigError
 from soup_verl.method.config import SoupConfig
 from soup_verl.method.step import trained_tokens
 from soup_verl.stack import batch as batches
+from soup_verl.stack import inflight_trainer
 from soup_verl.stack.inflight import RecordingClient
-from soup_verl.stack.inflight_trainer import SoupColocateAsyncTrainer
+from soup_verl.stack.inflight_trainer import SoupColocateAsyncTrainer, SoupSeparateAsyncTrainer, check_pools
 from soup_verl.stack.trainer import SoupStages, verls_name
 from tests.unit.stack.test_batch import PADDING, row, stored
 
@@ -61,19 +66,69 @@ def test_a_padding_row_is_as_long_as_verl_made_it(stored):
     assert read(batch).responses.prefix_mask.tolist() == [[1, 0], [0, 0]]
 
 
-def trainer(**attributes):
-    made = SoupColocateAsyncTrainer.__new__(SoupColocateAsyncTrainer)
+def trainer(kind=SoupColocateAsyncTrainer, **attributes):
+    made = kind.__new__(kind)
     vars(made).update(attributes)
     return made
 
 
-def test_verl_is_told_what_kind_of_trainer_it_is():
-    assert issubclass(SoupColocateAsyncTrainer, PPOTrainerColocateAsync) and verls_name(trainer()) == "colocate_async"
+KINDS = {
+    "colocate_async": (SoupColocateAsyncTrainer, PPOTrainerColocateAsync, "llm_server_manager"),
+    "separate_async": (SoupSeparateAsyncTrainer, PPOTrainerSeparateAsync, "standalone_server_manager"),
+}
 
 
-def test_the_client_records():
+@pytest.mark.parametrize("name", KINDS)
+def test_verl_is_told_what_kind_of_trainer_it_is(name):
+    ours, verls, _ = KINDS[name]
+    assert issubclass(ours, verls) and verls_name(trainer(ours)) == name
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_client_records_and_asks_the_engines_that_sample(name):
+    ours, _, manager = KINDS[name]
     servers = SimpleNamespace(get_client=lambda client_cls: client_cls)
-    assert trainer(llm_server_manager=servers).get_llm_client() is RecordingClient
+    assert trainer(ours, **{manager: servers}).get_llm_client() is RecordingClient
+
+
+def pools(*, rollout=1, backend="nixl", module=None):
+    engine = {"backend": backend, "custom_backend_module": module}
+    own = {"nnodes": 1, "n_gpus_per_node": rollout, "checkpoint_engine": engine}
+    return OmegaConf.create({"trainer": {"nnodes": 2, "n_gpus_per_node": 2}, "actor_rollout_ref": {"rollout": own}})
+
+
+@pytest.fixture
+def six_gpus(monkeypatch):
+    monkeypatch.setattr(inflight_trainer, "get_resource_name", lambda: "GPU")
+    monkeypatch.setattr(inflight_trainer.ray, "cluster_resources", lambda: {"GPU": 6.0})
+
+
+def test_pools_that_a_cluster_has_not_are_refused(six_gpus):
+    check_pools(pools(rollout=2, backend="naive"))
+    with pytest.raises(ConfigError) as caught:
+        check_pools(pools(rollout=3, backend="naive"))
+    assert str(caught.value) == (
+        "actor_rollout_ref.rollout.n_gpus_per_node=3: expected 6 GPUs at most on both sides: the cluster has no more, "
+        "trainer and rollout ask for 7. They have pools of their own."
+    )
+
+
+def test_a_checkpoint_engine_that_verl_does_not_know_is_refused_and_a_module_of_the_users_may_bring_it(
+    six_gpus, tmp_path, monkeypatch
+):
+    expected = (
+        "actor_rollout_ref.rollout.checkpoint_engine.backend='pigeon': expected a checkpoint engine that can be used "
+        "here (Checkpoint engine pigeon not registered, registered backends: "
+    )
+    monkeypatch.setattr(CheckpointEngineRegistry, "_registry", dict(CheckpointEngineRegistry._registry))
+    with pytest.raises(ConfigError) as caught:
+        check_pools(pools(backend="pigeon"))
+    assert str(caught.value).startswith(expected) and "\n" not in str(caught.value)
+    (tmp_path / "pigeons.py").write_text(
+        "from verl.checkpoint_engine import CheckpointEngineRegistry as registry\nregistry.register('pigeon')(object)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    check_pools(pools(backend="pigeon", module="pigeons"))
 
 
 def test_rows_are_in_the_order_of_submission_and_prompts_under_way_keep_their_places(monkeypatch):
