@@ -77,13 +77,18 @@ def test_what_was_started_ends_with_work_that_is_killed(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_parent_interrupts_the_work_and_ends_what_it_started(tmp_path, number):
     earlier = signal.signal(signal.SIGTERM, ignore := lambda *_: None)
-    with pytest.raises(KeyboardInterrupt), Apart(sleeper(tmp_path), tmp_path / "log.txt") as process:
-        wait_for((tmp_path / "started").exists)
-        os.kill(os.getpid(), number)
-        signal.pause()
+    interrupts = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background starts with it ignored
+    try:
+        with pytest.raises(KeyboardInterrupt), Apart(sleeper(tmp_path), tmp_path / "log.txt") as process:
+            wait_for((tmp_path / "started").exists)
+            os.kill(os.getpid(), number)
+            time.sleep(LIMIT)
+    finally:
+        signal.signal(signal.SIGINT, interrupts)
+        given_back = signal.signal(signal.SIGTERM, earlier)
     assert process.code == 1 and "KeyboardInterrupt" in (tmp_path / "log.txt").read_text()
     assert is_gone(int((tmp_path / "started").read_text()))
-    assert signal.signal(signal.SIGTERM, earlier) is ignore
+    assert given_back is ignore
 
 
 def test_the_work_dies_with_its_parent(tmp_path):
