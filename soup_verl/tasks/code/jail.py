@@ -37,6 +37,8 @@ else:  # a bare interpreter finds them beside this file
 
     sys.path.pop(0)
 STEP = 1 << 16
+PASSED, FAILED, GONE = b"1", b"0", b"-"
+"""Of a test; `GONE`: the program did not live to answer it."""
 
 
 class Init:
@@ -86,7 +88,7 @@ class Init:
             check(tests, remote.asker(ask, answers), verdict)
         os.close(verdict)  # the others stay: the program must not end before it is looked at
         end, said = self._watch(pid, verdicts, len(tests["tests"]), program)
-        remote.send(self.control, {"end": end, "passed": [byte == ord("1") for byte in said]})
+        remote.send(self.control, {"end": end, "passed": [byte == ord(PASSED) for byte in said]})
 
     def _enter_program(self, stdin: int, stdout: int, keep: tuple[int, ...]) -> tuple[int, ...]:
         """In a child: its files, limits and filter; returns where the files to `keep` are now."""
@@ -136,7 +138,9 @@ class Init:
                 continue  # what it wrote before it ended is read first
             break
         os.close(ended)
-        how = end or self._how(pid) or ("" if program is None else self._how(program, os.WNOHANG))
+        how = end or self._how(pid)
+        if not how and program is not None:
+            how = self._how(program, 0 if said.endswith(GONE) and _ends_soon(program) else os.WNOHANG)
         self._end_all()
         return how, said[:most]
 
@@ -167,6 +171,16 @@ class Init:
     def _leave(self) -> NoReturn:
         self._end_all()
         os._exit(0)
+
+
+def _ends_soon(pid: int) -> bool:
+    """Whether a child whose files are closed already ends within a second, which takes it microseconds."""
+    ended = os.pidfd_open(pid)
+    poll = select.poll()
+    poll.register(ended, select.POLLIN)
+    found = bool(poll.poll(1000))
+    os.close(ended)
+    return found
 
 
 HIGH = 200  # above every descriptor that init has
@@ -239,19 +253,21 @@ def run_program(source: str) -> NoReturn:
 
 
 def check(tests: dict[str, Any], ask: Any, verdict: int) -> NoReturn:
-    """Write a byte for each test, up to the first that fails unless all are asked for."""
+    """Write `PASSED`, `FAILED` or `GONE` for each test, up to the first not passed unless all are asked for."""
     names = remote.Names(ask)
     for i, text in enumerate([tests["setup"], *tests["tests"]]):
         try:
             code = compile(text, "tests.py", "exec", dont_inherit=True)
             names.add(code)
             exec(code, names)
-            passed = b"1"
+            byte = PASSED
+        except remote.Gone:
+            byte = GONE
         except BaseException:  # also what the program raised
-            passed = b"0"
-        if i or passed == b"0":
-            os.write(verdict, passed)
-        if passed == b"0" and not (i and tests["all"]):
+            byte = FAILED
+        if i or byte != PASSED:
+            os.write(verdict, byte)
+        if byte != PASSED and not (i and tests["all"]):
             break
     os._exit(0)
 

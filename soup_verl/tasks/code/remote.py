@@ -172,11 +172,14 @@ def _no_handle(value: Any) -> int:
 
 
 def asker(requests: int, replies: int) -> Callable[[dict[str, Any]], Any]:
-    """What a Remote asks with; raises the built-in exception that the program raised."""
+    """What a Remote asks with; raises the built-in exception that the program raised, or Gone."""
 
     def ask(request: dict[str, Any]) -> Any:
-        send(requests, request)
-        reply = receive(replies)
+        try:
+            send(requests, request)
+            reply = receive(replies)
+        except OSError as error:
+            raise Gone(f"the program has ended ({error})") from None
         if "value" in reply:
             return decode(reply["value"], lambda number: Remote(ask, number))
         kind = getattr(builtins, str(reply["error"]), None)

@@ -43,6 +43,7 @@ def test_children_belong_to_it_too_and_all_are_ended(processes, tmp_path):
 def test_the_processes_of_another_rehearsal_are_left_alone(tmp_path, processes):
     other = Processes(tmp_path / "other")
     theirs = start(other, tmp_path, "import time; time.sleep(60)")
+    assert until(other.running)  # its environment can be read a moment after its start
     processes.end_all()
     assert theirs.poll() is None
     other.end_all()
