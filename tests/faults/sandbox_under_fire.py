@@ -21,6 +21,19 @@ LIMITS = Limits(cpu_s=1, wall_s=1.0, memory=256 << 20)
 AT_ONCE = 6
 
 
+def _refusal() -> str:
+    try:
+        with sandbox.Sandbox("", "stdin", LIMITS):
+            return ""
+    except sandbox.Refused as error:
+        return str(error)
+
+
+_refused = _refusal()
+NEEDS_NAMESPACES = pytest.mark.skipif(bool(_refused), reason=_refused)
+"""For tests that run programs in namespaces, which a container may refuse."""
+
+
 def sandboxes() -> int:
     """Processes of sandboxes that this process has: the server, and a keeper, an init and more a program."""
     return sum(b"tasks/code/jail.py" in _command(pid) for pid in below(os.getpid()))

@@ -3,9 +3,10 @@
 import pytest
 
 from tests.faults.hostile_programs import programs
-from tests.faults.sandbox_under_fire import harmless, shoot
+from tests.faults.sandbox_under_fire import NEEDS_NAMESPACES, harmless, shoot
 
 
+@NEEDS_NAMESPACES
 @pytest.mark.e2e
 def test_no_hostile_program_scores_harms_or_stays(tmp_path):
     with harmless(tmp_path) as world:

@@ -8,6 +8,9 @@ from soup_verl.tasks.code import check_keywords, last_block, right_answers, same
 from soup_verl.tasks.code.gold import Suite, read_tests
 from soup_verl.tasks.domains import FIELDS
 from soup_verl.tasks.reward import compute_score
+from tests.faults.sandbox_under_fire import NEEDS_NAMESPACES
+
+pytestmark = NEEDS_NAMESPACES
 
 SUM = Suite("stdin", (("1 2\n", "3\n"), ("20 22\n", "42\n"))).as_gold()
 ADD = Suite("assert", ("assert add(1, 2) == 3", "assert add(20, 22) == 42"), "import math", "").as_gold()
