@@ -9,6 +9,7 @@ from soup_verl.launch.run_rules import check_run
 from soup_verl.method.config import SoupConfig
 from soup_verl.tasks.domains import check_keywords
 from soup_verl.tasks.reward import compute_score
+from tests.faults.sandbox_under_fire import NEEDS_NAMESPACES
 from tests.unit.preflight_files import ROOT
 from tests.unit.test_tools_example import settings
 
@@ -26,6 +27,7 @@ def teach():
     del sys.modules["teach"]
 
 
+@NEEDS_NAMESPACES
 def test_a_whole_demonstration_is_right_and_a_hasty_one_wrong(teach):
     rng = random.Random(0)
     formulas = teach.formulas()

@@ -11,6 +11,7 @@ from soup_verl.tasks import golds, prepare_data
 from soup_verl.tasks.code.rows import hidden_tests
 from soup_verl.tasks.data.layouts import DataError
 from soup_verl.tasks.reward import compute_score
+from tests.faults.sandbox_under_fire import NEEDS_NAMESPACES
 
 MBPP = {
     "task_id": 601,
@@ -83,6 +84,7 @@ def prepared(tmp_path, rows, dataset="mbpp", *options):
     return pq.read_table(tmp_path / f"{dataset}.parquet").to_pylist()
 
 
+@NEEDS_NAMESPACES
 @pytest.mark.parametrize(
     ("dataset", "row", "asked"),
     [
@@ -107,12 +109,14 @@ def test_a_row_of_the_hub_is_solved_by_its_own_solution_and_by_no_other(tmp_path
     assert golds.verdict(compute_score, gold | {"extra": wrong}, {}, ours=True) == (False, "")
 
 
+@NEEDS_NAMESPACES
 def test_a_program_of_human_eval_may_leave_out_what_its_prompt_gave(tmp_path):
     (row,) = prepared(tmp_path, [HUMAN_EVAL], "humaneval-plus")
     response = "```python\ndef first(xs: List[int]):\n    return xs[0]\n```"
     assert compute_score("d", response, row["reward_model"]["ground_truth"], row["extra_info"])["acc"] == 1.0
 
 
+@NEEDS_NAMESPACES
 @pytest.mark.parametrize("private", [HIDDEN, PACKED])
 def test_live_code_bench_has_hidden_tests_packed_or_not(tmp_path, private):
     (row,) = prepared(tmp_path, [live_code_bench(private)], "livecodebench")
@@ -124,6 +128,7 @@ def test_live_code_bench_has_hidden_tests_packed_or_not(tmp_path, private):
         assert compute_score("d", response, gold, row["extra_info"])["acc"] == acc
 
 
+@NEEDS_NAMESPACES
 def test_live_code_bench_by_standard_input(tmp_path):
     public = json.dumps([{"input": "1 2", "output": "3", "testtype": "stdin"}])
     row = live_code_bench("", metadata="{}", starter_code="", public_test_cases=public)
@@ -174,6 +179,7 @@ def test_a_data_set_without_tests_is_refused_in_one_line(tmp_path, capsys, rows,
     assert error.startswith(told) and error.count("\n") == 1 and not list(tmp_path.glob("*.parquet"))
 
 
+@NEEDS_NAMESPACES
 def test_rows_of_ones_own(tmp_path):
     (row,) = prepared(tmp_path, [PLAIN])
     assert (
