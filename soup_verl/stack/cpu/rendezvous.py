@@ -54,8 +54,10 @@ def _loopback_store(host: str, port: int, rank: int, world_size: int) -> torch.d
     if rank == 0:
         with socket.socket() as server:
             server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            server.bind((host, port))
+            # A rank that is alone meets nobody: any free port will do, while verl's may have been taken since it looked.
+            server.bind((host, port if world_size > 1 else 0))
             server.listen(128)
+            port = server.getsockname()[1]
             listening = server.detach()  # torch closes it
     return torch.distributed.TCPStore(host, port, world_size, rank == 0, master_listen_fd=listening)
 

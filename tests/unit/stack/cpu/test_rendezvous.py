@@ -66,6 +66,14 @@ def test_the_interface_towards_a_host():
     assert rendezvous._interface_towards("no such host") is None
 
 
+def test_a_rank_that_is_alone_does_not_need_the_port_that_verl_chose():
+    """verl looks for a free one seconds before the rank starts; another program may take it meanwhile."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        store = rendezvous._loopback_store("127.0.0.1", other.getsockname()[1], 0, 1)
+    store.set("key", "value")
+    assert store.get("key") == b"value"
+
+
 @pytest.mark.e2e
 def test_ranks_meet_and_listen_on_loopback_only():
     with socket.socket() as probe:
