@@ -54,7 +54,7 @@ def _loopback_store(host: str, port: int, rank: int, world_size: int) -> torch.d
     if rank == 0:
         with socket.socket() as server:
             server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            # A rank that is alone meets nobody: any free port will do, while verl's may have been taken since it looked.
+            # A rank that is alone meets nobody: any free port will do; verl's may have been taken since it looked.
             server.bind((host, port if world_size > 1 else 0))
             server.listen(128)
             port = server.getsockname()[1]
