@@ -55,9 +55,13 @@ def check_passes(config, model):
     )
 
 
+# Files of domains have lengths and batches of their own, which those of `TRAINING` would contradict.
+ON_TOP_OF_TRAINING = [example for example in files.examples() if not example.startswith("domains=")]
+
+
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", ["7b", "1.5b"])
-@pytest.mark.parametrize("example", files.examples())
+@pytest.mark.parametrize("example", ON_TOP_OF_TRAINING)
 def test_a_shipped_example_passes_on_eight_gpus(example, name, looked_at):
     paths, model = looked_at[name]
     check_passes(configure(*TRAINING, example=example, **paths), model)
