@@ -105,9 +105,14 @@ def finished(out: Path, settings: Settings) -> dict[str, Any] | None:
     return report
 
 
+def warm_start_file(settings: Settings) -> Path:
+    """Where the weights of a task's warm start are kept: by its length, since a task may start from several."""
+    return WARM_STARTS / f"{settings.task}_{settings.sft_steps}.safetensors"
+
+
 def stored_warm_start(settings: Settings) -> Path | None:
     """The file of `WARM_STARTS` made with these settings, however many training questions; None where there is none."""
-    path = WARM_STARTS / f"{settings.task}.safetensors"
+    path = warm_start_file(settings)
     if not path.exists():
         return None
     with safe_open(path, framework="pt") as file:
@@ -142,7 +147,7 @@ def prepare(out: Path, settings: Settings, *, stored: Path | None = None, keep: 
         if keep:
             WARM_STARTS.mkdir(exist_ok=True)
             metadata = {"settings": json.dumps(asdict(settings))}
-            save_model(model, WARM_STARTS / f"{task.name}.safetensors", metadata=metadata)
+            save_model(model, warm_start_file(settings), metadata=metadata)
     else:
         load_model(model.to(torch.bfloat16), stored)
     model.to(torch.float32)

@@ -20,7 +20,7 @@ SAME_START = 0.005
 STOPPED = "grpo_stopped"
 """Points made of GRPO's checkpoints: stopping early costs nothing and moves along the same two axes."""
 OF_RUN = ("prefix_kl", "prefix_gradient_lost", "prefix_tokens_share", "train_reward", "train_entropy", "reward_std")
-OF_RUN += ("reward_fall", "response_length", "step_seconds", "seconds", "decode_tokens")
+OF_RUN += ("reward_at_end", "reward_fall", "response_length", "step_seconds", "seconds", "decode_tokens")
 
 
 class Group(NamedTuple):

@@ -45,16 +45,19 @@ MEANS = {
     "response_length": "response_length/mean",
 }
 """Reported as means over the steps that logged them."""
+LAST = 50
+"""Steps that `reward_at_end` is a mean of."""
 
 
-def validate(simulation: Simulation) -> dict[str, float]:
-    """pass@k and the rest on the validation questions, at temperature 1."""
+def validate(simulation: Simulation, rows: Sequence[dict[str, Any]] | None = None) -> dict[str, float]:
+    """pass@k and the rest on the validation questions, or on others, at temperature 1."""
     assets, settings = simulation.assets, simulation.settings
+    rows = assets.val if rows is None else rows
     return sampling.evaluate(
         simulation.weights,
         simulation.shape,
-        [row["ids"] for row in assets.val],
-        [row["question"] for row in assets.val],
+        [row["ids"] for row in rows],
+        [row["question"] for row in rows],
         task=assets.task,
         tokens=assets.tokens,
         response_length=assets.response_length,
@@ -82,6 +85,8 @@ def run(assets: Assets, settings: RunSettings, out: Path, label: dict[str, Any])
                 checkpoints.append({"step": step} | validate(simulation))
                 data = data | {f"val/{key}": value for key, value in checkpoints[-1].items() if key != "step"}
             log.write(json.dumps({"step": step, "data": data}) + "\n")
+    trained = validate(simulation, assets.train[: len(assets.val)])
+    checkpoints[-1] |= {f"trained_{key}": value for key, value in trained.items() if key.startswith("pass@")}
     result = {
         "instrument": INSTRUMENT,
         "task": assets.task,
@@ -101,14 +106,19 @@ def run(assets: Assets, settings: RunSettings, out: Path, label: dict[str, Any])
 def summary(history: list[dict[str, float]]) -> dict[str, float | None]:
     """Means over the steps, None for what was never logged; of a step's seconds the median: a pause leaves it alone.
 
-    `reward_fall` is that of the on-policy responses: mixed ones owe a part of theirs to an older policy.
+    `reward_at_end` and `reward_fall` are of the on-policy responses: mixed ones owe a part of theirs to an older policy.
     """
     found: dict[str, float | None] = {}
     for name, key in MEANS.items():
         values = [data[key] for data in history if key in data]
         found[name] = sum(values) / len(values) if values else None
     rewards = [data["soup/onpolicy_reward_mean"] for data in history if "soup/onpolicy_reward_mean" in data]
-    return found | {"reward_fall": largest_fall(rewards), "step_seconds": median(d["timing_s/step"] for d in history)}
+    at_end = mean(rewards[-LAST:]) if rewards else None
+    return found | {
+        "reward_at_end": at_end,
+        "reward_fall": largest_fall(rewards),
+        "step_seconds": median(d["timing_s/step"] for d in history),
+    }
 
 
 def largest_fall(values: Sequence[float], width: int = 20) -> float:

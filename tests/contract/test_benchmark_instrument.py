@@ -51,7 +51,7 @@ def test_every_task_has_a_warm_start_of_its_settings_and_another_setting_has_non
     for name in TASKS | VARIANTS:
         task = task_named(name)
         settings = prepare.Settings(task.name, task.slips, task.sft_steps, train_questions=task.train_questions)
-        assert prepare.stored_warm_start(settings) == prepare.WARM_STARTS / f"{task.name}.safetensors"
+        assert prepare.stored_warm_start(settings) == prepare.warm_start_file(settings)
     assert prepare.stored_warm_start(prepare.Settings(name, task.slips, task.sft_steps + 1)) is None
 
 
@@ -64,7 +64,7 @@ def test_what_is_kept_is_what_was_measured(prepared, tmp_path, monkeypatch):
     trained = prepare.prepare(tmp_path / "trained", settings, keep=True)
     stored = prepare.stored_warm_start(settings)
     again = prepare.prepare(tmp_path / "again", settings, stored=stored)
-    assert again["warm_start"] == "order.safetensors" and again["val"] == trained["val"]
+    assert again["warm_start"] == f"order_{settings.sft_steps}.safetensors" and again["val"] == trained["val"]
     weights = read_weights(tmp_path / "again" / "model")
     for name, weight in read_weights(tmp_path / "trained" / "model").items():
         assert weight.dtype == torch.float32 and torch.equal(weight, weights[name])
