@@ -106,7 +106,7 @@ def run(assets: Assets, settings: RunSettings, out: Path, label: dict[str, Any])
 def summary(history: list[dict[str, float]]) -> dict[str, float | None]:
     """Means over the steps, None for what was never logged; of a step's seconds the median: a pause leaves it alone.
 
-    `reward_at_end` and `reward_fall` are of the on-policy responses: mixed ones owe a part of theirs to an older policy.
+    `reward_at_end` and `reward_fall` are of the on-policy responses: mixed ones owe a part of theirs to another policy.
     """
     found: dict[str, float | None] = {}
     for name, key in MEANS.items():

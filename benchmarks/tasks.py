@@ -7,7 +7,7 @@
 
     countdown_96                 countdown, its warm start and validation, with 96 of its 960 training questions
     countdown_1200               countdown, trained for 1,200 steps (in grid.yaml)
-    hard_96, hard_240, hard_960  chain_sum_8 after a quarter of its warm start, right in 3 of 100, and its first questions
+    hard_96, hard_240, hard_960  chain_sum_8 after a quarter of its warm start (right in 3 of 100), its first questions
 
 `rewards.py` checks answers. A question's `key` is what makes two questions the same; no key is in two splits.
 """
