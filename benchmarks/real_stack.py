@@ -27,6 +27,7 @@ from benchmarks.simulate import RESULT, assignments, summary
 from recipe.soup.main_series import compose
 from soup_verl.launch.series import run_series
 from soup_verl.records import run_log
+from soup_verl.method.sections import SQUARED_LOSSES
 from soup_verl.records.files import read_json_lines, write_json
 from soup_verl.records.settings import flatten
 
@@ -58,7 +59,7 @@ def overrides(assets: Assets, settings: RunSettings, folder: Path) -> list[str]:
         "actor_rollout_ref.model.path": assets.folder / "model",
         "actor_rollout_ref.actor.optim.lr": settings.lr,
         "actor_rollout_ref.actor.optim.weight_decay": settings.weight_decay,
-        "actor_rollout_ref.actor.grad_clip": settings.grad_clip,
+        "actor_rollout_ref.actor.optim.clip_grad": settings.grad_clip,
         "actor_rollout_ref.actor.ppo_mini_batch_size": settings.prompts // settings.mini_batches,
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": settings.prompts
         * settings.trained
@@ -81,7 +82,17 @@ def overrides(assets: Assets, settings: RunSettings, folder: Path) -> list[str]:
         "soup.seed": settings.seed,
         "soup.sampling_seed": settings.seed,
     }
-    return [f"{key}={value}" for key, value in (given | flatten({"soup": settings.soup})).items()]
+    given |= _loss_of(settings.soup.get("policy_loss", {}).get("name")) | flatten({"soup": settings.soup})
+    return [f"{key}={value}" for key, value in given.items()]
+
+
+def _loss_of(name: str | None) -> dict[str, Any]:
+    """What verl must be told where the loss is one of SOUP's own; see `recipe/soup/config/neighbors`."""
+    given: dict[str, Any] = {} if name is None else {"actor_rollout_ref.actor.policy_loss.loss_mode": "soup"}
+    if name in SQUARED_LOSSES:
+        given["actor_rollout_ref.actor.loss_agg_mode"] = "seq-mean-token-sum"
+        given["algorithm.rollout_correction.bypass_mode"] = name == "oapl"
+    return given
 
 
 def claim(folder: Path, settings: RunSettings) -> None:

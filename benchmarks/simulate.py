@@ -98,6 +98,7 @@ def run(assets: Assets, settings: RunSettings, out: Path, label: dict[str, Any])
         "decode_tokens": sum(data["soup/decode_tokens_total"] for data in history),
         "seconds": time.perf_counter() - started,
         **summary(history),
+        "curve": curve(history),
     }
     write_json(out / RESULT, result)
     return result
@@ -119,6 +120,18 @@ def summary(history: list[dict[str, float]]) -> dict[str, float | None]:
         "reward_fall": largest_fall(rewards),
         "step_seconds": median(d["timing_s/step"] for d in history),
     }
+
+
+def curve(history: Sequence[dict[str, float]], width: int = 25) -> list[dict[str, float]]:
+    """The on-policy responses' mean reward in each `width` steps, and the tokens decoded until their end."""
+    found, tokens = [], 0.0
+    for start in range(0, len(history), width):
+        part = history[start : start + width]
+        tokens += sum(data["soup/decode_tokens_total"] for data in part)
+        rewards = [data["soup/onpolicy_reward_mean"] for data in part if "soup/onpolicy_reward_mean" in data]
+        if rewards:
+            found.append({"step": start + len(part), "decode_tokens": tokens, "reward": mean(rewards)})
+    return found
 
 
 def largest_fall(values: Sequence[float], width: int = 20) -> float:

@@ -40,8 +40,16 @@ def test_a_result_says_the_task_of_the_grid(points):
     assert all(point.label["task"] == point.task for point in points)
 
 
-def test_all_methods_take_the_same_steps_and_samples(points):
-    assert len({tuple(p.settings[k] for k in ("steps", "prompts", "n", "lr", "samples")) for p in points}) == 1
+def test_all_methods_take_the_same_steps_samples_and_rate_but_those_that_are_named_for_another(points):
+    for key, named_for_it in {
+        "steps": set(),
+        "samples": set(),
+        "lr": {"learning_rate"},
+        "prompts": {"group_size"},
+        "n": {"responses", "group_size"},
+    }.items():
+        (usual,) = {p.settings[key] for p in points if p.method == "grpo"}
+        assert {p.method for p in points if p.settings[key] != usual} == named_for_it, key
 
 
 def test_an_unknown_task_or_side_is_refused(tmp_path):

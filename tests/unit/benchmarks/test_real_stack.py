@@ -27,7 +27,7 @@ def test_points_are_chosen_by_name_and_the_knob_wins_over_what_holds_for_all():
 
 @pytest.mark.e2e  # Hydra takes a second a point
 def test_every_point_is_a_run_of_the_recipe_and_most_can_share_processes(tmp_path):
-    """A KL to the initial policy needs a reference model in the workers."""
+    """A KL to the initial policy needs a reference model in the workers, other batch sizes other workers."""
     configs = {}
     for point in read_points(GRID, "countdown"):
         settings = real_stack.settings_of(point, 0, {})
@@ -36,7 +36,9 @@ def test_every_point_is_a_run_of_the_recipe_and_most_can_share_processes(tmp_pat
         check_run(SoupConfig.parse(plain["soup"]), plain)
     apart = {name for name, config in configs.items() if not can_share(configs["grpo"], config)}
     of_kl = {f"reference_kl/{value}" for value in (0.005, 0.02, 0.05, 0.1)} | {"lookahead_kl/0.02", "lookahead_kl/0.05"}
-    assert apart == of_kl
+    of_sizes = {"responses/4", "responses/6", "updates/2", "pods/2", "pods/4"}
+    assert apart == of_kl | of_sizes
+    assert configs["gradient_clip/0.3"].actor_rollout_ref.actor.optim.clip_grad == 0.3
     age = configs["lookahead_age/64"]
     assert (age.soup.lookahead.age, age.soup.prefix_length.high, age.soup.mixed_fraction) == (64, 6, 0.5)
     assert age.actor_rollout_ref.actor.optim.lr == 2e-4
