@@ -26,8 +26,8 @@ from benchmarks.sampling import summarize
 from benchmarks.simulate import RESULT, assignments, summary
 from recipe.soup.main_series import compose
 from soup_verl.launch.series import run_series
-from soup_verl.records import run_log
 from soup_verl.method.sections import SQUARED_LOSSES
+from soup_verl.records import run_log
 from soup_verl.records.files import read_json_lines, write_json
 from soup_verl.records.settings import flatten
 
