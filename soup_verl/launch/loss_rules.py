@@ -13,6 +13,7 @@ from soup_verl.records.settings import value_at as _get
 
 def check_loss(soup: SoupConfig, config: Mapping[str, Any]) -> None:
     """The rules for every run; arguments and errors as those of `run_rules.check_run`."""
+    _check_gradient_cut(config)
     _check_one_update(soup, config)
     _check_policy_loss(soup, config)
     if soup.policy_loss.name in RESPONSE_LOSSES:
@@ -26,6 +27,19 @@ def check_mixed_loss(soup: SoupConfig, config: Mapping[str, Any]) -> None:
     _check_objective(soup, config)
     _check_rollout_correction(soup, config)
     _check_kl_in_reward(config)
+
+
+def _check_gradient_cut(config: Mapping[str, Any]) -> None:
+    """verl has two keys for it, and its engines read the optimizer's alone."""
+    key, read = "actor_rollout_ref.actor.grad_clip", "actor_rollout_ref.actor.optim.clip_grad"
+    value, default = _get(config, key, 1.0), 1.0
+    require(
+        value in (default, _get(config, read, default)),
+        key,
+        value,
+        f"{default}: no engine of verl's reads it",
+        f"Set {read}.",
+    )
 
 
 def _check_one_update(soup: SoupConfig, config: Mapping[str, Any]) -> None:

@@ -255,6 +255,18 @@ def test_rule_between_soup_and_the_run(section, changes, message):
 
 
 @pytest.mark.parametrize("mixed_fraction", [0, 0.5])
+def test_a_gradients_cut_is_set_where_the_engine_reads_it(mixed_fraction):
+    soup = SoupConfig.parse({"mixed_fraction": mixed_fraction})
+    cut = {"actor_rollout_ref__actor__grad_clip": 0.3}
+    said = (
+        r"actor.grad_clip=0.3: expected 1.0: no engine of verl's reads it. Set actor_rollout_ref.actor.optim.clip_grad"
+    )
+    with pytest.raises(ConfigError, match=said):
+        check_run(soup, run_config(**cut))
+    check_run(soup, run_config(**cut, actor_rollout_ref__actor__optim__clip_grad=0.3))
+
+
+@pytest.mark.parametrize("mixed_fraction", [0, 0.5])
 @pytest.mark.parametrize(
     ("saves", "validations", "possible"),
     [(-1, 5, False), (5, -1, False), (20, 15, False), (0, 5, False), (20, 5, True), (5, 20, True), (5, 5, True)],
