@@ -1,4 +1,4 @@
-"""The figure of the evidence: every method's curve of pass@1 against pass@k over its own knob."""
+"""The figures of the evidence: every method's pass@1 against pass@k over its own knob, and what some learn by when."""
 
 from __future__ import annotations
 
@@ -68,3 +68,43 @@ def _draw_method(
     for x, y, point in zip(*means, points, strict=True):
         if point.value is not None:
             axes.annotate(str(point.value), (x, y), xytext=(5, 5), textcoords="offset points", fontsize=7, color=colour)
+
+
+SHOWN = {"grpo": 1, "rival": 3, "soup": 3, "variant": 2}
+"""How many of a side's methods have a curve of learning, each with the point that ends highest."""
+
+
+def draw_learning(points: Sequence[Measured], seeds: Sequence[int], title: str, path: Path) -> None:
+    """Reward of on-policy responses by step and by decoded tokens: means over seeds, the band is the standard error."""
+    figure, panels = plt.subplots(1, 2, figsize=(15, 5.5), layout="constrained", sharey=True)
+    for side, many in SHOWN.items():
+        best = {}
+        for point in sorted(points, key=lambda p: mean(p.over(seeds, "reward_at_end"))):
+            if point.side == side:
+                best[point.method] = point
+        highest = sorted(best.values(), key=lambda p: -mean(p.over(seeds, "reward_at_end")))[:many]
+        for place, point in enumerate(highest):
+            _draw_curve(panels, point, seeds, COLOURS[side][place], dashed=side == "variant")
+    panels[0].set(xlabel="training step", ylabel="reward of on-policy responses, 25 steps")
+    panels[1].set(xlabel="decoded tokens")
+    for axes in panels:
+        axes.grid(alpha=0.3)
+        axes.set_ylim(bottom=0)
+    figure.suptitle(title)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _draw_curve(panels: Sequence[Axes], point: Measured, seeds: Sequence[int], colour: str, *, dashed: bool) -> None:
+    curves = point.over(seeds, "curve")
+    means = [mean(c["reward"] for c in at) for at in zip(*curves, strict=True)]
+    errors = [
+        stdev(c["reward"] for c in at) / len(at) ** 0.5 if len(at) > 1 else 0.0 for at in zip(*curves, strict=True)
+    ]
+    label = point.title + ("" if point.value is None else f": {point.value}")
+    for axes, key in zip(panels, ("step", "decode_tokens"), strict=True):
+        xs = [mean(c[key] for c in at) for at in zip(*curves, strict=True)]
+        axes.plot(xs, means, color=colour, linestyle="--" if dashed else "-", label=label)
+        low, high = ([m + sign * e for m, e in zip(means, errors, strict=True)] for sign in (-1, 1))
+        axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)

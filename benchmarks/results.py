@@ -20,7 +20,7 @@ SAME_START = 0.005
 STOPPED = "grpo_stopped"
 """Points made of GRPO's checkpoints: stopping early costs nothing and moves along the same two axes."""
 OF_RUN = ("prefix_kl", "prefix_gradient_lost", "prefix_tokens_share", "train_reward", "train_entropy", "reward_std")
-OF_RUN += ("reward_at_end", "reward_fall", "response_length", "step_seconds", "seconds", "decode_tokens")
+OF_RUN += ("curve", "reward_at_end", "reward_fall", "response_length", "step_seconds", "seconds", "decode_tokens")
 
 
 class Group(NamedTuple):
@@ -103,6 +103,11 @@ def common_seeds(points: Sequence[Measured]) -> list[int]:
     """Seeds that every point has."""
     seeds = set.intersection(*(set(point.by_seed) for point in points))
     return sorted(seeds)
+
+
+def learning(points: Sequence[Measured]) -> list[Measured]:
+    """The points whose curve of reward was kept: those of results made since it is."""
+    return [p for p in points if p.by_seed and all(found.get("curve") for found in p.by_seed.values())]
 
 
 def grpo_of(points: Sequence[Measured]) -> Measured:

@@ -1,6 +1,7 @@
 """Runs are slow and each is looked at by several tests: make those that the collected tests ask for, two launches at a
 time."""
 
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
@@ -10,6 +11,22 @@ from tests.e2e.runs import LAUNCHES
 
 TOGETHER = 2
 LONG = {name for launch in LAUNCHES if launch.long for name in launch.names}
+SECONDS: dict[str, float] = {}
+"""By the names of a launch: how long it took, beside another one."""
+
+
+def pytest_terminal_summary(terminalreporter):
+    for names, seconds in sorted(SECONDS.items(), key=lambda pair: -pair[1]):
+        terminalreporter.write_line(f"{seconds:6.0f} s  {names}")
+
+
+def made(launch, assets, folder):
+    """The launch's runs; keeps its time."""
+    started = time.monotonic()
+    try:
+        return launch.make(assets, folder)
+    finally:
+        SECONDS[" ".join(launch.names[:4]) + (" .." if len(launch.names) > 4 else "")] = time.monotonic() - started
 
 
 def named_runs(item):
@@ -45,7 +62,7 @@ def futures(request, folder, made_assets):
     under_way = {}
     for number, launch in enumerate(LAUNCHES):
         if wanted & set(launch.names):
-            future = pool.submit(launch.make, made_assets, folder / str(number))
+            future = pool.submit(made, launch, made_assets, folder / str(number))
             under_way |= dict.fromkeys(launch.names, future)
     yield under_way
     pool.shutdown(wait=True, cancel_futures=True)

@@ -14,11 +14,14 @@ import json
 import re
 import sys
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
+from statistics import mean
 
 import pandas as pd
 import psutil
 
+from soup_verl.method.intervals import interval
 from tests.e2e import assets
 from tests.e2e.launch import PREFIXES, Run, launch, processes_with
 from tests.faults.kills import TARGETS, command_line
@@ -102,14 +105,22 @@ def report(run: Run, memory: Memory, *, prompts: int, n: int) -> list[dict]:
     return found
 
 
-def growth(steps: list[dict]) -> dict[str, float]:
-    """By kind: memory at the last step over that at step `SETTLED`, in MB a step."""
+def growth(steps: list[dict], parts: int = 8) -> dict[str, list[float]]:
+    """By kind: the slope of its memory in MB a step, and the half-width of its 95% interval.
+
+    From the means of `parts` stretches of steps, whose successive slopes are taken for independent.
+    """
     known = [s for s in steps if s["memory"] and s["step"] >= SETTLED]
-    first, last = known[0], known[-1]
-    between = max(1, last["step"] - first["step"])
-    return {
-        k: round((last["memory"][k] - first["memory"][k]) / between, 2) for k in last["memory"] if k in first["memory"]
-    }
+    size = max(1, len(known) // parts)
+    stretches = [known[start : start + size] for start in range(0, len(known) - size + 1, size)]
+    places = [mean(s["step"] for s in stretch) for stretch in stretches]
+    found = {}
+    for kind in set.intersection(*(set(s["memory"]) for s in known)):
+        levels = [mean(s["memory"][kind] for s in stretch) for stretch in stretches]
+        slopes = [(b - a) / (y - x) for (a, b), (x, y) in zip(pairwise(levels), pairwise(places), strict=True)]
+        of_kind = interval(slopes)
+        found[kind] = [round(of_kind.mean, 4), round(of_kind.half_width, 4)]
+    return found
 
 
 def complaints(steps: list[dict]) -> list[str]:
