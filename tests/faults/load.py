@@ -73,13 +73,14 @@ def make_prompts(made: Path, count: int) -> Path:
 
 def settings(file: Path, *, prompts: int, n: int, steps: int) -> tuple[str, ...]:
     """Overrides: every prompt in every step; lookahead, so that prefixes are stored for all of them."""
+    micro = min(128, prompts * n)
     return (
         *PREFIXES,
         f"data.train_files={file}",
         f"data.train_batch_size={prompts}",
         f"actor_rollout_ref.actor.ppo_mini_batch_size={prompts}",
-        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=128",
-        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=128",
+        f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={micro}",
+        f"actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu={micro}",
         "actor_rollout_ref.actor.optim.lr=1e-6",
         f"actor_rollout_ref.rollout.n={n}",
         f"trainer.total_training_steps={steps}",
