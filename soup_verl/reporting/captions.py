@@ -8,7 +8,8 @@ VALIDATION_PASS = (
 )
 KINDS = (
     "Mixed responses start with a historical prefix. Well below on-policy ones: the prefixes are too old or too long. "
-    "The same: they add nothing yet, or cost nothing."
+    "The same: they add nothing yet, or cost nothing. Wholly stale responses, where updates interrupt sampling, have "
+    "no token of the current policy."
 )
 ENTROPY = (
     "Of the current policy. A fall to near 0 is the collapse that history is meant to slow down; a rise without "

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from soup_verl.reporting.at_k import Evaluated
 from soup_verl.reporting.compare import Group
 from soup_verl.reporting.drawing import COLORS
-from soup_verl.reporting.figures import Evaluated
 from soup_verl.reporting.runs import Evaluation, read_evaluation, unique_names
 
 CONDITIONS = ("n", "temperature", "top_p", "max_tokens", "prefix_tokens")

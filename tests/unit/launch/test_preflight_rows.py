@@ -12,7 +12,7 @@ from soup_verl.launch.preflight import golds, look_at_data
 from soup_verl.launch.preflight.files import read_split
 from soup_verl.launch.preflight.golds import gold_findings
 from tests.unit import preflight_files as files
-from tests.unit.launch.test_preflight_checks import by_name, look_at_rows, run_with
+from tests.unit.preflight_settings import by_name, look_at_rows, run_with
 
 FUNCTION = "reward.custom_reward_function"
 AGENT = "actor_rollout_ref.rollout.agent.default_agent_loop"

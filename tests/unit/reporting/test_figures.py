@@ -4,6 +4,7 @@ import plotly.graph_objects as go
 import pytest
 
 from soup_verl.reporting import drawing, evaluated, figures, stages
+from soup_verl.reporting.at_k import Evaluated
 from soup_verl.reporting.compare import Group, series
 from soup_verl.reporting.runs import AtK, Evaluation, Interval, Run
 from tests.unit.reporting.folders import results_of
@@ -50,7 +51,7 @@ def evaluation(pass_at_k, folder=None, file="sums.parquet", **settings):
     return Evaluation(folder, {file: AtK(pass_at_k, {})}, settings)
 
 
-EVALUATED = figures.Evaluated("g", 0, 0, [evaluation({1: Interval(0.5, 0.25, 0.75), 2: Interval(0.6, 0.5, 0.7)})])
+EVALUATED = Evaluated("g", 0, 0, [evaluation({1: Interval(0.5, 0.25, 0.75), 2: Interval(0.6, 0.5, 0.7)})])
 
 
 def test_every_figure_is_one_that_plotly_knows_and_its_axes_have_titles():
@@ -81,6 +82,23 @@ def test_what_is_not_logged_is_left_out_and_named():
     assert found["validation_pass_at_k"].missing == ["val-soup/*/pass@k"]
     assert found["time"].missing == ["timing_s/step or perf/time_per_step", "timing_s/gen"]
     assert found["pass_at_k"].missing == ["pass_at_k of an evaluation's results.json"]
+
+
+def test_wholly_stale_responses_have_panels_where_they_are_logged_and_are_missed_nowhere():
+    nouns = ("entropy_mean", "update_kl_k3", "ratio_mean", "ratio_max", "gradient_lost_share", "kl_k3", "reward_mean")
+    stale = {f"soup/stale_{noun}": [0.25] for noun in nouns}
+    found = drawn([group(METRICS | stale), group(METRICS, number=1, name="planned")])
+    titles = {name: [p.title for p in f.panels if "stale" in p.keys] for name, f in found.items()}
+    assert {name: found for name, found in titles.items() if found} == {
+        "kinds": ["wholly stale"],
+        "entropy": ["wholly stale responses"],
+        "kl": ["the same in wholly stale responses", "wholly stale responses, while updating"],
+        "ratio": ["wholly stale responses, mean", "wholly stale responses, largest"],
+        "lost": ["wholly stale responses"],
+    }
+    (panel,) = (p for p in found["kinds"].panels if p.title == "wholly stale")
+    assert [(line["name"], line["y"]) for line in lines(panel)] == [("g", [0.25])]
+    assert not any("stale" in key for figure in drawn([group(METRICS)]).values() for key in figure.missing)
 
 
 def test_runs_without_a_single_step_make_no_figure():
@@ -235,14 +253,14 @@ def test_one_evaluation_has_its_interval_and_several_their_range():
     assert "n=" not in alone["data"][2]["hovertemplate"]
     assert alone["layout"]["xaxis"]["tickvals"] == [1, 2]
     other = evaluation({1: Interval(0.75, 0, 1), 2: Interval(1, 0, 1)})
-    both = figures.Evaluated("g", 0, 0, [*EVALUATED.evaluations, other])
+    both = Evaluated("g", 0, 0, [*EVALUATED.evaluations, other])
     assert drawn([], [both])["pass_at_k"].panels[0].plot["data"][0]["y"] == [0.5, 0.6]
 
 
 def test_every_data_file_has_a_panel_of_its_own():
     half = {1: Interval(0.5, 0.25, 0.75)}
     both = Evaluation(None, {"a.parquet": AtK(half, {}), "b.parquet": AtK(half, {})}, {})
-    found = [figures.Evaluated("g", 0, 0, [both]), figures.Evaluated("h", 1, 0, [evaluation(half, file="b.parquet")])]
+    found = [Evaluated("g", 0, 0, [both]), Evaluated("h", 1, 0, [evaluation(half, file="b.parquet")])]
     panels = drawn([], found)["pass_at_k"].panels
     assert [(p.title, [line["name"] for line in lines(p)]) for p in panels] == [("a", ["g"]), ("b", ["g", "h"])]
 

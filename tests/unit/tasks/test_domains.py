@@ -17,7 +17,7 @@ from soup_verl.tasks.domains import DOMAINS, FIELDS, check_keywords, domain_of, 
 from soup_verl.tasks.grade import main as grade
 from soup_verl.tasks.reward import compute_score
 from tests.unit import preflight_files as files
-from tests.unit.launch.test_preflight_checks import look_at_rows
+from tests.unit.preflight_settings import look_at_rows
 
 ECHO = {"domain": "echo"}
 REWARD = {

@@ -15,7 +15,7 @@ from soup_verl.tasks.data.layouts import DataError
 from soup_verl.tasks.prepare_data import main
 from soup_verl.tasks.reward import compute_score
 from tests.unit import preflight_files as files
-from tests.unit.launch.test_preflight_checks import look_at_rows
+from tests.unit.preflight_settings import look_at_rows
 from tests.unit.tasks.data.test_datasets import HUB_ROWS as HUB_ROWS_OF_MATHEMATICS
 from tests.unit.tasks.data.test_datasets import MATHEMATICS
 
