@@ -35,8 +35,8 @@ from benchmarks.policy import Shape, read_weights
 from benchmarks.tasks import DRAWN, Task, demonstrations, draw_splits, rows, task_named
 from soup_verl.records.files import write_json
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "quickstart"))
-import prepare as quickstart
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "common"))
+import tiny_model
 
 WARM_STARTS = Path(__file__).with_name("warm_starts")
 TOKENS = "tokens.json"
@@ -68,7 +68,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """What the quickstart's warm start reads of a problem."""
+    """What the warm start reads of a problem."""
 
     question: str
     solution: str
@@ -82,8 +82,8 @@ def check_lengths(tokenizer: Any, task: Task, splits: dict[str, list[Demonstrati
     """
     shown = [d for demos in splits.values() for d in demos]
     longest = {
-        "prompt": max(len(quickstart.prompt_ids(tokenizer, d)) for d in shown),
-        "response": max(len(quickstart.solution_ids(tokenizer, d)) for d in splits["sft"]),
+        "prompt": max(len(tiny_model.prompt_ids(tokenizer, d)) for d in shown),
+        "response": max(len(tiny_model.solution_ids(tokenizer, d)) for d in splits["sft"]),
     }
     for name, limit in (("prompt", task.max_prompt_tokens), ("response", task.max_response_tokens)):
         if longest[name] > limit:
@@ -136,13 +136,13 @@ def prepare(out: Path, settings: Settings, *, stored: Path | None = None, keep: 
     weak = demonstrations(replace(task, slips=settings.slips), questions["sft"], settings.seed)
     splits = {name: [Demonstration(q, "") for q in questions[name]] for name in ("train", "val")}
     splits["sft"] = [Demonstration(*pair) for pair in zip(questions["sft"], weak, strict=True)]
-    tokenizer = quickstart.build_tokenizer()
+    tokenizer = tiny_model.build_tokenizer()
     lengths = check_lengths(tokenizer, task, splits)
     sizes_of_model = {k: getattr(settings, k) for k in ("hidden", "intermediate", "layers", "heads")}
-    model = quickstart.build_model(tokenizer, **sizes_of_model, kv_heads=settings.heads)
+    model = tiny_model.build_model(tokenizer, **sizes_of_model, kv_heads=settings.heads)
     started = time.perf_counter()
     if stored is None:
-        quickstart.warm_start(model, tokenizer, splits["sft"], settings)
+        tiny_model.warm_start(model, tokenizer, splits["sft"], settings)
         model.to(torch.bfloat16)  # half the file; the start is what bfloat16 holds, on every instrument
         if keep:
             WARM_STARTS.mkdir(exist_ok=True)
@@ -175,7 +175,7 @@ def prepare(out: Path, settings: Settings, *, stored: Path | None = None, keep: 
 def write_tokens(out: Path, tokenizer: Any, splits: dict[str, list[Demonstration]]) -> None:
     """Questions as token ids and every token as text, so that the search instrument needs no tokenizer."""
     prompts = {
-        split: [{"question": d.question, "ids": quickstart.prompt_ids(tokenizer, d)} for d in splits[split]]
+        split: [{"question": d.question, "ids": tiny_model.prompt_ids(tokenizer, d)} for d in splits[split]]
         for split in ("train", "val")
     }
     write_json(out / TOKENS, {"tokens": [tokenizer.decode([i]) for i in range(len(tokenizer))], **prompts})

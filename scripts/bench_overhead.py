@@ -103,11 +103,11 @@ class Memory:
 
 
 def make_model(folder: Path, workload: Workload) -> None:
-    """A random Qwen2 of the workload's size with the quickstart's tokenizer, and prompts for it."""
-    sys.path.insert(0, str(ROOT / "examples" / "quickstart"))
+    """A random Qwen2 of the workload's size with the examples' tokenizer, and prompts for it."""
+    sys.path.insert(0, str(ROOT / "examples" / "common"))
     import pandas as pd
     import torch
-    from prepare import build_model, build_tokenizer
+    from tiny_model import build_model, build_tokenizer
 
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(folder / "model")

@@ -15,22 +15,18 @@ trained on and validated.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
-import os
 import random
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads crawl when cores are shared
-sys.path.insert(0, str(Path(__file__).parents[1] / "quickstart"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "common"))
 
 import pandas as pd
-import torch
-from prepare import Settings, build_model, build_tokenizer, warm_start
+import teaching
+from tiny_model import WarmStart, build_tokenizer
 
 from soup_verl.tasks.code.gold import Suite
 
@@ -81,21 +77,12 @@ def value(formula: tuple[str, ...], row: list[int]) -> int:
 
 def rows(tasks: list[Task], split: str) -> pd.DataFrame:
     """Tasks as verl's data set expects them, one row a prompt."""
-    return pd.DataFrame(
-        {
-            "data_source": "formulas",
-            "prompt": [{"role": "user", "content": task.question}],
-            "ability": "code",
-            "reward_model": {"style": "rule", "ground_truth": task.gold},
-            "extra_info": {"index": index, "split": split, "domain": "code"},
-        }
-        for index, task in enumerate(tasks)
-    )
+    asked = ((task.question, task.gold) for task in tasks)
+    return teaching.rows(asked, split, data_source="formulas", ability="code", domain="code")
 
 
-def teach(out: Path, settings: Settings) -> dict[str, object]:
-    """Write `out`/model, train.parquet, val.parquet and, last of all, teach.json, which is returned."""
-    torch.manual_seed(settings.seed)
+def teach(out: Path, settings: WarmStart) -> dict[str, Any]:
+    """Write `out`/model, train.parquet, val.parquet and, last of all, a report, which is returned."""
     rng = random.Random(settings.seed)
     all_formulas = formulas()
     rng.shuffle(all_formulas)
@@ -103,31 +90,15 @@ def teach(out: Path, settings: Settings) -> dict[str, object]:
     shown = [task(rng.choice(rest), rng, hasty=HASTY) for _ in range(settings.sft_steps * settings.sft_batch)]
     tokenizer = build_tokenizer()
     tokenizer.add_tokens([HEAD, TAIL])  # what all programs have in common is a token each
-    model = build_model(tokenizer)
-    started = time.perf_counter()
-    loss = warm_start(model, tokenizer, shown, settings)
-    seconds = round(time.perf_counter() - started, 1)
-    tokenizer.save_pretrained(out / "model")
-    model.save_pretrained(out / "model")
-    for split, chosen in (("train", train), ("val", val)):
-        rows([task(formula, rng) for formula in chosen], split).to_parquet(out / f"{split}.parquet")
-    report = {"sft_steps": settings.sft_steps, "sft_seconds": seconds, "sft_loss": round(loss, 3)}
-    (out / "teach.json").write_text(json.dumps(report, indent=2) + "\n")
-    return report
+    chosen = {"train": train, "val": val}
+    splits = {split: rows([task(formula, rng) for formula in some], split) for split, some in chosen.items()}
+    return teaching.teach(out, tokenizer, shown, settings, splits=splits)
 
 
 def main() -> None:
     """Parse the command line and teach, unless that is done."""
-    parser = argparse.ArgumentParser(description="Make the model and data of the example with programs.")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--sft-steps", type=int, default=150, help="steps of the warm start")
-    arguments = parser.parse_args()
-    if (arguments.out / "teach.json").exists():
-        print(f"{arguments.out} is complete: reused")
-        return
-    torch.set_num_threads(2)
-    torch.set_float32_matmul_precision("medium")
-    print(json.dumps(teach(arguments.out, Settings(sft_steps=arguments.sft_steps))))
+    arguments = teaching.parser("the model and data of the example with programs", sft_steps=150).parse_args()
+    teaching.once(arguments.out, lambda: teach(arguments.out, WarmStart(sft_steps=arguments.sft_steps)))
 
 
 if __name__ == "__main__":

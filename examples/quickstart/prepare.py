@@ -10,7 +10,7 @@ model answers with the running totals, one a line, and then the result alone:
     24-6=18
     18
 
-Data flow; every name is a function of this file:
+Data flow; tokenizer, model and warm start are those of examples/common/tiny_model.py:
 
     draw_problems -> sft, val, train: no problem is in two of them
     build_tokenizer, build_model -> warm_start (learns sft) -> pass_rates (val)
@@ -29,58 +29,37 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads crawl when cores are shared
+sys.path.insert(0, str(Path(__file__).parents[1] / "common"))
 
 import pandas as pd
 import reasoning_gym
+import teaching
 import torch
-from muon import Muon
 from reward import compute_score
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from transformers import (
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedTokenizerBase,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen2Tokenizer,
-)
+from tiny_model import WarmStart, build_model, build_tokenizer, prompt_ids, solution_ids, warm_start
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2ForCausalLM
 from transformers.utils import logging as transformers_logging
 
 DATA_SOURCE = "chain_sum"
-PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-ROLES = ("system", "user", "assistant")
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-IGNORED = -100  # the label cross-entropy skips
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(WarmStart):
     """Everything that decides what is made; `prepare.json` repeats it.
 
-    Sizes count problems, terms of a sum, digits of a term, steps or tokens; `hasty` is the share of the demonstrations
-    that stop early.
+    Sizes count problems, terms of a sum, digits of a term, or tokens; `hasty` is the share of the demonstrations that
+    stop early.
     """
 
-    seed: int = 0
     terms: int = 4
     digits: int = 1
     hasty: float = 0.6
     train_problems: int = 4096
     val_problems: int = 64
-    sft_batch: int = 32
-    sft_steps: int = 250
-    sft_lr: float = 5e-3
-    sft_lr_matrices: float = 3e-2
     samples: int = 8
     max_prompt_tokens: int = 48
     max_response_tokens: int = 48
@@ -162,150 +141,8 @@ def draw_problems(settings: Settings) -> dict[str, list[Problem]]:
 
 def rows(problems: list[Problem], split: str) -> pd.DataFrame:
     """Lay problems out as verl's data set expects them, one row a prompt."""
-    return pd.DataFrame(
-        {
-            "data_source": DATA_SOURCE,
-            "prompt": [{"role": "user", "content": problem.question}],
-            "ability": "math",
-            "reward_model": {"style": "rule", "ground_truth": problem.answer},
-            "extra_info": {"index": index, "split": split},
-        }
-        for index, problem in enumerate(problems)
-    )
-
-
-def byte_symbols() -> list[str]:
-    """Return the printable characters that stand for the bytes 0..255 in a byte-level vocabulary (GPT-2's table)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    hidden = iter(range(256, 512))
-    return [chr(byte if byte in printable else next(hidden)) for byte in range(256)]
-
-
-def build_tokenizer() -> Qwen2Tokenizer:
-    """Build a byte-level tokenizer: one token a byte, one a chat role, three special ones.
-
-    transformers 5 builds its own pre-tokenizer for Qwen2, so the vocabulary alone decides. No merge crosses a digit, a
-    sign or a newline: each is one token wherever it stands.
-    """
-    merges = dict.fromkeys((role[:end], role[end]) for role in ROLES for end in range(1, len(role)))
-    tokens = [PAD, START, END, *byte_symbols(), *("".join(pair) for pair in merges)]
-    tokenizer = Qwen2Tokenizer(
-        vocab={token: index for index, token in enumerate(tokens)},
-        merges=list(merges),
-        unk_token=PAD,
-        pad_token=PAD,
-        eos_token=END,
-        additional_special_tokens=[START],
-        model_max_length=256,
-    )
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
-
-
-def build_model(
-    tokenizer: Qwen2Tokenizer,
-    *,
-    hidden: int = 256,
-    intermediate: int = 384,
-    layers: int = 2,
-    heads: int = 8,
-    kv_heads: int = 8,
-    positions: int = 256,
-) -> Qwen2ForCausalLM:
-    """Build a randomly initialised float32 Qwen2; by default of about a million parameters, heads of 32 dimensions."""
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        max_position_embeddings=positions,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        attn_implementation="eager",  # the fastest at this size; not written to config.json
-    )
-    model = Qwen2ForCausalLM(config).to(torch.float32)
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    return model
-
-
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> list[int]:
-    """Tokenise the question the way verl does, up to where the assistant's answer begins."""
-    messages = [{"role": "user", "content": problem.question}]
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
-
-
-def solution_ids(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> list[int]:
-    """Tokenise the worked solution and the token that ends it."""
-    return [*tokenizer.encode(problem.solution, add_special_tokens=False), tokenizer.eos_token_id]
-
-
-def teacher_batch(tokenizer: PreTrainedTokenizerBase, problems: list[Problem]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return token ids and labels, both (batch, length), padded on the right; labels are IGNORED off the solution."""
-    pairs = [(prompt_ids(tokenizer, problem), solution_ids(tokenizer, problem)) for problem in problems]
-    length = max(len(prompt) + len(solution) for prompt, solution in pairs)
-    ids = torch.full((len(pairs), length), tokenizer.pad_token_id)
-    labels = torch.full((len(pairs), length), IGNORED)
-    for row, (prompt, solution) in enumerate(pairs):
-        end = len(prompt) + len(solution)
-        ids[row, :end] = torch.tensor(prompt + solution)
-        labels[row, len(prompt) : end] = torch.tensor(solution)
-    return ids, labels
-
-
-def solution_nll(model: Qwen2ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the negative log-probability of the solution tokens, in nats, a mean over all of them in the batch.
-
-    Padding stands on the right, where a causal model cannot see it: no attention mask is needed.
-    """
-    logits = model(input_ids=ids[:, :-1]).logits
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
-
-
-def build_optimizers(model: Qwen2ForCausalLM, settings: Settings) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for the rest: about half the steps AdamW alone takes here."""
-    layers = {name for name, weight in model.named_parameters() if ".layers." in name and weight.ndim == 2}
-    matrices = [weight for name, weight in model.named_parameters() if name in layers]
-    others = [weight for name, weight in model.named_parameters() if name not in layers]
-    return [
-        Muon(matrices, lr=settings.sft_lr_matrices, momentum=0.95, weight_decay=0.01),
-        torch.optim.AdamW(others, lr=settings.sft_lr, betas=(0.9, 0.98), weight_decay=0.01),
-    ]
-
-
-def warm_start(
-    model: Qwen2ForCausalLM,
-    tokenizer: PreTrainedTokenizerBase,
-    problems: list[Problem],
-    settings: Settings,
-    batch_of: Callable[..., tuple[torch.Tensor, torch.Tensor]] = teacher_batch,
-) -> float:
-    """Train on the problems' solutions, `sft_batch` a step, each seen once; return the last loss.
-
-    The loss is the mean over the solution tokens of a batch, in nats; the learning rates rise for 20 steps and fall
-    linearly to 0 at the last step.
-    """
-    optimizers = build_optimizers(model, settings)
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(each, lambda k: min(1.0, (k + 1) / 20) * (1 - k / settings.sft_steps))
-        for each in optimizers
-    ]
-    columns = (TextColumn("warm start"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns) as progress:
-        bar = progress.add_task("", total=settings.sft_steps)
-        for step in range(settings.sft_steps):
-            ids, labels = batch_of(tokenizer, problems[step * settings.sft_batch :][: settings.sft_batch])
-            loss = solution_nll(model, ids, labels)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for each in (*optimizers, *schedules):
-                each.step()
-            model.zero_grad()
-            progress.update(bar, advance=1, description=f"step {step + 1}/{settings.sft_steps}, loss {loss.item():.2f}")
-    return loss.item()
+    asked = ((problem.question, problem.answer) for problem in problems)
+    return teaching.rows(asked, split, data_source=DATA_SOURCE, ability="math")
 
 
 @torch.no_grad()

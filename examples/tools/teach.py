@@ -14,19 +14,16 @@ Six in ten stop before the last term, as in the quickstart: reinforcement learni
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import sys
-import time
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads crawl when cores are shared
 sys.path.insert(0, str(Path(__file__).parents[1] / "quickstart"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "common"))
 
-import torch
-from prepare import IGNORED, Problem, Settings, build_model, build_tokenizer, draw_problems, rows, warm_start
+import teaching
+from prepare import Problem, Settings, draw_problems, rows
+from tiny_model import IGNORED, build_tokenizer
 from transformers import Qwen2Tokenizer
 from verl.tools.function_tool import load_function_tools_from_path
 
@@ -72,47 +69,17 @@ def conversation(tokenizer: Qwen2Tokenizer, problem: Problem) -> tuple[list[int]
     return ids + part, labels + part
 
 
-def teacher_batch(tokenizer: Qwen2Tokenizer, problems: list[Problem]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and labels, both (batch, length), padded on the right."""
-    pairs = [conversation(tokenizer, problem) for problem in problems]
-    length = max(len(ids) for ids, _ in pairs)
-    ids = torch.full((len(pairs), length), tokenizer.pad_token_id)
-    labels = torch.full((len(pairs), length), IGNORED)
-    for row, (tokens, taught) in enumerate(pairs):
-        ids[row, : len(tokens)], labels[row, : len(tokens)] = torch.tensor(tokens), torch.tensor(taught)
-    return ids, labels
-
-
-def teach(out: Path, settings: Settings) -> dict[str, object]:
-    """Write `out`/model, train.parquet, val.parquet and, last of all, teach.json, which is returned."""
-    torch.manual_seed(settings.seed)
-    splits = draw_problems(settings)
-    tokenizer = tool_tokenizer()
-    model = build_model(tokenizer)
-    started = time.perf_counter()
-    loss = warm_start(model, tokenizer, splits["sft"], settings, batch_of=teacher_batch)
-    seconds = round(time.perf_counter() - started, 1)
-    tokenizer.save_pretrained(out / "model")
-    model.save_pretrained(out / "model")
-    for split in ("train", "val"):
-        rows(splits[split], split).assign(agent_name="tool_agent").to_parquet(out / f"{split}.parquet")
-    report = {"settings": asdict(settings), "sft_seconds": seconds, "sft_loss": round(loss, 3)}
-    (out / "teach.json").write_text(json.dumps(report, indent=2) + "\n")
-    return report
+def teach(out: Path, settings: Settings) -> dict[str, Any]:
+    """Write `out`/model, train.parquet, val.parquet and, last of all, a report, which is returned."""
+    problems = draw_problems(settings)
+    splits = {name: rows(problems[name], name).assign(agent_name="tool_agent") for name in ("train", "val")}
+    return teaching.teach(out, tool_tokenizer(), problems["sft"], settings, splits=splits, encode=conversation)
 
 
 def main() -> None:
     """Parse the command line and teach, unless that is done."""
-    parser = argparse.ArgumentParser(description="Make the model and data of the example with a tool.")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--sft-steps", type=int, default=120, help="steps of the warm start")
-    arguments = parser.parse_args()
-    if (arguments.out / "teach.json").exists():
-        print(f"{arguments.out} is complete: reused")
-        return
-    torch.set_num_threads(2)
-    torch.set_float32_matmul_precision("medium")
-    print(json.dumps(teach(arguments.out, Settings(sft_steps=arguments.sft_steps))))
+    arguments = teaching.parser("the model and data of the example with a tool", sft_steps=120).parse_args()
+    teaching.once(arguments.out, lambda: teach(arguments.out, Settings(sft_steps=arguments.sft_steps)))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from soup_verl.evaluation import checkpoints, scoring
 from soup_verl.evaluation.problems import Problem, prompt_ids
 from soup_verl.exporting import ExportError
 from soup_verl.exporting.model import check_adapter
-from tests.e2e.assets import QUICKSTART
+from tests.e2e.assets import COMMON
 from tests.unit.preflight_files import SMALL
 
 pytestmark = pytest.mark.contract
@@ -31,8 +31,8 @@ pytestmark = pytest.mark.contract
 
 @pytest.fixture
 def tokenizer(monkeypatch):
-    monkeypatch.syspath_prepend(str(QUICKSTART))
-    from prepare import build_tokenizer
+    monkeypatch.syspath_prepend(str(COMMON))
+    from tiny_model import build_tokenizer
 
     return build_tokenizer()
 

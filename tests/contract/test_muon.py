@@ -1,4 +1,4 @@
-"""The quickstart's Muon is torch's, but for the precision of its products."""
+"""The examples' Muon is torch's, but for the precision of its products."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "quickstart"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "common"))
 from muon import Muon
 
 pytestmark = pytest.mark.contract

@@ -20,7 +20,7 @@ from soup_verl.stack.session import FACTS
 from tests.unit import preflight_files as files
 
 TOOLS = Path(__file__).parents[2] / "examples" / "tools"
-sys.path[:0] = [str(TOOLS), str(TOOLS.parent / "quickstart")]
+sys.path[:0] = [str(TOOLS), *(str(TOOLS.parent / folder) for folder in ("common", "quickstart"))]
 
 pytestmark = pytest.mark.contract
 QUESTION = [{"role": "user", "content": "2+0+1="}]
@@ -51,8 +51,8 @@ class Engine:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    from prepare import build_model
     from teach import tool_tokenizer
+    from tiny_model import build_model
 
     made = tmp_path_factory.mktemp("model")
     tokenizer = tool_tokenizer()
@@ -122,8 +122,9 @@ def test_a_session_without_a_prefix_is_verls_own_with_the_places_of_its_turns(wo
 
 
 def test_the_example_teaches_what_the_loop_will_ask_for(worker):
-    from prepare import IGNORED, work_out
+    from prepare import work_out
     from teach import conversation
+    from tiny_model import IGNORED
 
     ids, labels = conversation(worker.tokenizer, work_out("2 + 0 + 1"))
     worker.engine.last = "{1}"

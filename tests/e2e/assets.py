@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart"
+COMMON = Path(__file__).parents[2] / "examples" / "common"
 
 REWARDS = '''
 import threading
@@ -93,8 +93,8 @@ def make(folder: Path) -> None:
     `even`, `huge`, `raising` or `not_a_number`; `uuids.jsonl`: two batches of eight, whose rows have UUIDs for an
     index, or none, with a byte order mark and Windows line ends; `rewards.py`.
     """
-    sys.path.insert(0, str(QUICKSTART))
-    from prepare import build_model, build_tokenizer
+    sys.path.insert(0, str(COMMON))
+    from tiny_model import build_model, build_tokenizer
 
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(folder / "model")

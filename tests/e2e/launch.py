@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch.distributed.tensor import DTensor
 
 from soup_verl.launch.finished import FINISHED
@@ -111,6 +112,28 @@ def launch_series(assets: Path, folder: Path, runs: dict[str, tuple[str, ...]], 
         name: Run(folder / name, 0 if (folder / name / FINISHED).exists() else code or 1, output, seconds)
         for name in runs
     }
+
+
+def launch_sweep(assets: Path, folder: Path, runs: dict[str, tuple[str, ...]], *shared: str) -> dict[str, Run]:
+    """The same as a sweep of one seed, the first run its baseline; a run's folder is `folder/NAME-s0`."""
+    seeded = [setting for setting in (*settings(assets), *shared) if not setting.startswith("soup.sampling_seed=")]
+    methods = {name: list(overrides) for name, overrides in runs.items()}
+    sweep = {"out": str(folder), "seeds": [0], "baseline": next(iter(runs)), "methods": methods, "shared": seeded}
+    folder.mkdir(parents=True)
+    (folder / SWEEP).write_text(yaml.safe_dump(sweep))
+    started = time.monotonic()
+    code, output = sweep_again(folder)
+    log = folder / "log.txt"
+    output = (log.read_text() if log.exists() else "") + output
+    return {name: Run(folder / f"{name}-s0", code, output, time.monotonic() - started) for name in runs}
+
+
+SWEEP = "sweep.yaml"
+
+
+def sweep_again(folder: Path) -> tuple[int, str]:
+    """Exit code and output of the sweep whose file is in `folder`, in which it may have been begun."""
+    return execute([sys.executable, "-m", "recipe.soup.sweep", str(folder / SWEEP)], folder)
 
 
 def execute(

@@ -18,7 +18,7 @@ import pandas as pd
 
 from tests.e2e import examples, rehearsals
 from tests.e2e.cluster import TwoNodes
-from tests.e2e.launch import LIMIT, PREFIXES, ROOT, Run, launch, launch_series
+from tests.e2e.launch import LIMIT, PREFIXES, ROOT, Run, launch, launch_series, launch_sweep
 from tests.faults.kills import Fault, Faults, killed_run
 
 
@@ -219,14 +219,18 @@ _LORA = (
 
 def _lora(strategy: str) -> Launch:
     """Adapters alone are trained and kept: a run, `lora_fsdp2` or `lora_fsdp`, and the same resumed from its second
-    step."""
+    step; with FSDP1 as a sweep, which validates."""
     name = f"lora_{strategy}"
+    start, end = (launch_sweep, "-s0") if strategy == "fsdp" else (launch_series, "")
 
     def launch(assets: Path, folder: Path) -> dict[str, Run]:
         same = (*_SNAPSHOT, "soup.behavior_log_probs=actor")
-        again = ("trainer.resume_mode=resume_path", f"trainer.resume_from_path={folder}/{name}/global_step_2")
+        again = ("trainer.resume_mode=resume_path", f"trainer.resume_from_path={folder}/{name}{end}/global_step_2")
         runs = {name: same, f"{name}_resumed": (*same, *again)}
-        return launch_series(assets, folder, runs, *_LORA, f"actor_rollout_ref.actor.strategy={strategy}")
+        shared = [*_LORA, f"actor_rollout_ref.actor.strategy={strategy}"]
+        if start is launch_sweep:
+            shared += [f"data.val_files={assets}/even.parquet", "trainer.test_freq=4"]
+        return start(assets, folder, runs, *shared)
 
     return Launch((name, f"{name}_resumed"), launch)
 

@@ -1,5 +1,6 @@
 """Real evaluations: killed and resumed, a checkpoint merged, a prefix of one model continued by another."""
 
+import itertools
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -57,12 +59,75 @@ def rows(out):
     return by_key
 
 
+SAID, KNOWN = r"\boxed{B}", ("choice.parquet", "instructions.parquet")
+
+
+@torch.no_grad()
+def model_that_answers_b(source, folder):
+    """A copy of the random model that answers SAID where the question ends in a question mark, which the template
+    repeats: each token of SAID has a dimension of its own, which no other token fills and only the next one reads."""
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.chat_template += "{{ messages[-1]['content'][-1] }}"
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
+    said = [*tokenizer.encode("?" + SAID), END]
+    own = len(said) - 1
+    embedding[:, :own] = 0
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight[:own] = layer.mlp.down_proj.weight[:own] = 0
+    head[:, :own] = head[said] = 0  # nobody else says them
+    for place, (token, following) in enumerate(itertools.pairwise(said)):
+        embedding[token, place], head[following, place] = 1e4, 100
+    for part in (tokenizer, model):
+        part.save_pretrained(folder)
+
+
+def questions(domain, *golds, **extra):
+    """A row a gold; they differ, and end in a question mark."""
+    return pd.DataFrame(
+        {
+            "data_source": domain,
+            "prompt": [{"role": "user", "content": f"{index}?"}],
+            "reward_model": {"style": "rule", "ground_truth": gold},
+            "extra_info": {"index": index, "domain": domain, **extra},
+        }
+        for index, gold in enumerate(golds)
+    )
+
+
+def instructions(**checks):
+    """The gold of a row: its checks by name, and their arguments."""
+    return json.dumps({"instruction_id_list": [*checks], "kwargs": [*checks.values()]})
+
+
+FOLLOWED = {"punctuation:no_comma": {}, "keywords:existence": {"keywords": ["boxed"]}}
+BROKEN = {"startend:quotation": {}}
+
+
+def check_known_answers(out):
+    """Of 32 times SAID to four questions with two options, and to three wishes."""
+    choice, wishes = (json.loads((out / "results.json").read_text())["files"][name] for name in KNOWN)
+    assert choice["correct"] == [32, 0, 32, 32] and wishes["correct"] == [32, 0, 0]
+    for name in ("avg@32", "pass@32", "maj@32", "score"):
+        assert choice["metrics"][name]["mean"] == 0.75
+    assert wishes["metrics"]["score"]["mean"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+    judged = {(row["file"], row["response"], row["pred"]) for row in rows(out).values() if row["file"] in KNOWN}
+    unmet = ", ".join(BROKEN)
+    assert judged == {(KNOWN[0], SAID, "B"), (KNOWN[1], SAID, ""), (KNOWN[1], SAID, unmet)}
+
+
 def test_killed_twice_it_ends_with_the_samples_of_an_evaluation_that_was_not(made_assets, tmp_path):
-    arguments = ["--model", made_assets / "model", "--data", made_assets / "train.parquet", made_assets / "val.parquet"]
+    """Sums, answered at random, and two domains whose answers are known."""
+    model_that_answers_b(made_assets / "model", tmp_path / "model")
+    questions("choice", "B", "A", "B", "B", options=["3", "4"]).to_parquet(tmp_path / KNOWN[0])
+    golds = (instructions(**FOLLOWED), instructions(**FOLLOWED, **BROKEN), instructions(**BROKEN))
+    questions("instructions", *golds).to_parquet(tmp_path / KNOWN[1])
+    files = [*(made_assets / f"{name}.parquet" for name in ("train", "val")), *(tmp_path / name for name in KNOWN)]
     # Four waves of 256 responses, of which a test that looks a hundred times a second sees the first end.
-    arguments += ["--n", 32, "--max-tokens", 64, "--reward", f"{made_assets / 'rewards.py'}:score"]
+    arguments = ["--model", tmp_path / "model", "--data", *files, "--n", 32, "--max-tokens", 64]
     whole, out = tmp_path / "whole", tmp_path / "killed"
     evaluate(whole, *arguments)
+    check_known_answers(whole)
 
     # The engine's process first: the command says so in one line and keeps what there is.
     process = start(out, *arguments)
@@ -73,7 +138,7 @@ def test_killed_twice_it_ends_with_the_samples_of_an_evaluation_that_was_not(mad
     said = [line for line in (tmp_path / "killed.txt").read_text().splitlines() if line.startswith("error: ")]
     assert len(said) == 1 and said[0].startswith("error: the engine ended with exit code -9")
     kept = lines(out / "unscored.jsonl")
-    assert 100 <= kept < 28 * 32
+    assert 100 <= kept < 35 * 32
 
     # Then the command itself, in the middle of a line: its engine must not survive it.
     process = start(out, *arguments)
@@ -86,7 +151,7 @@ def test_killed_twice_it_ends_with_the_samples_of_an_evaluation_that_was_not(mad
 
     evaluate(out, *arguments)
     assert rows(out) == rows(whole)
-    assert len(rows(whole)) == 28 * 32
+    assert len(rows(whole)) == 35 * 32
     results = [json.loads((folder / "results.json").read_text()) for folder in (whole, out)]
     assert results[0] == results[1]
     assert results[0]["files"]["train.parquet"]["metrics"]["pass@32"]["low"] is not None

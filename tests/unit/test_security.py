@@ -120,7 +120,7 @@ def test_the_cpu_platform_starts_a_cluster_of_its_own_without_a_dashboard():
     assert settings.address == "local" and settings.include_dashboard is False
 
 
-@pytest.mark.parametrize("script", ["examples/quickstart.sh", "examples/smollm2_135m/run.sh"])
+@pytest.mark.parametrize("script", ["examples/common/train.sh", "examples/smollm2_135m/run.sh"])
 def test_the_examples_that_run_on_any_machine_use_that_platform(script):
     text = (ROOT / script).read_text()
     assert "platform=cpu" in text and "ray_init" not in text and "0.0.0.0" not in text

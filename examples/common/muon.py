@@ -1,7 +1,7 @@
 """torch.optim.Muon with its products in float32.
 
-torch multiplies in bfloat16, which a CPU without instructions for it emulates: the quickstart's warm start, a minute
-where it has them, took more than ten on one that has only AVX2.
+torch multiplies in bfloat16, which a CPU without instructions for it emulates: the quickstart's warm
+start, a minute where it has them, took more than ten on one that has only AVX2.
 """
 
 from __future__ import annotations
