@@ -3,8 +3,7 @@ benchmarks begin with.
 
     build_tokenizer, build_model ──► warm_start(demonstrations) ──► a model that imitates them
 
-A demonstration has a `question` and a `solution`, which are taught as verl asks for them; `warm_start` takes another
-`encode` for others.
+Question and solution of a demonstration are tokenised as verl does it; `warm_start` takes another `encode` for others.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads crawl when cores are shared
 
@@ -36,13 +35,12 @@ Encode = Callable[[PreTrainedTokenizerBase, Any], tuple[list[int], list[int]]]
 taught."""
 
 
-class Demonstration(Protocol):
-    """What the user asks, and what the model is taught to answer."""
+@dataclass(frozen=True)
+class Demonstration:
+    """What the user asks, and what the model is taught to answer. Anything else that has both will do."""
 
-    @property
-    def question(self) -> str: ...
-    @property
-    def solution(self) -> str: ...
+    question: str
+    solution: str
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import random
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "common"))
 
 import pandas as pd
 import teaching
-from tiny_model import WarmStart, build_tokenizer
+from tiny_model import Demonstration, WarmStart, build_tokenizer
 
 WRONG = 0.6  # share of the demonstrations
-
-
-@dataclass(frozen=True)
-class Demonstration:
-    """A puzzle and what to say to it."""
-
-    question: str
-    solution: str
 
 
 def demonstrations(rows: pd.DataFrame, count: int, seed: int) -> list[Demonstration]:

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "common"))
 
 import pandas as pd
 import teaching
-from tiny_model import WarmStart, build_tokenizer
+from tiny_model import Demonstration, WarmStart, build_tokenizer
 
 COLOURS = ("red", "blue", "green", "gold", "pink", "grey", "black", "white")
 COUNTS = (3, 4, 5)
@@ -74,14 +74,6 @@ class Wish:
             self.form.check: self.form.arguments,
         }
         return json.dumps({"instruction_id_list": list(checks), "kwargs": list(checks.values())})
-
-
-@dataclass(frozen=True)
-class Demonstration:
-    """A question and what to say to it."""
-
-    question: str
-    solution: str
 
 
 def wishes() -> list[Wish]:
