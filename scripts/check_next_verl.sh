@@ -23,8 +23,10 @@ echo "environment: $venv"
 bash scripts/install.sh "$venv" cpu,test,examples
 rm -f "$venv/.soup-verl-installed" # from here on it is not what install.sh makes
 "$python" -m uv pip install --quiet --python "$python" --no-deps "$wanted" || die "no '$wanted' can be installed"
+echo "contract tests: some minutes"
 "$python" -m pytest tests/contract -q --tb=short --continue-on-collection-errors --junitxml="$temporary/report.xml" \
   >"$temporary/pytest.log" 2>&1 || true
 [[ -f $temporary/report.xml ]] || { cat "$temporary/pytest.log" >&2; die "pytest did not come to its end"; }
-export PYTHONWARNINGS=ignore VLLM_LOGGING_LEVEL=ERROR TRANSFORMERS_VERBOSITY=error # of what is imported
+# Of what is imported.
+export PYTHONWARNINGS=ignore VERL_LOGGING_LEVEL=ERROR VLLM_LOGGING_LEVEL=ERROR TRANSFORMERS_VERBOSITY=error
 "$python" scripts/what_moved.py "$temporary/report.xml"
