@@ -99,7 +99,7 @@ def _apart(assets: Path, folder: Path) -> dict[str, Run]:
     same = (*runs[_APART[1]], "soup.prefix_length.low=null", "soup.prefix_length.high=null")
     killed = killed_run(assets, own, Fault("FSDP worker", step=5, stage="update"), *same)
     (own / "killed.json").write_text(json.dumps(killed))
-    shutil.copytree(own / "steps", own / "steps_before_kill")
+    shutil.copytree(own / "steps", own / "before_kill" / "steps")
     return launch_series(assets, folder, runs)
 
 

@@ -1,6 +1,7 @@
 """Dynamic sampling with mixing: four prompts a step have a signal, and those in place of others their prefixes."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -97,7 +98,7 @@ def test_the_history_says_the_same_before_the_kill_and_after_the_resume_and_no_u
     waiting, left = waiting_at(whole, 3), waiting_at(whole, 6)
     first = json.loads((whole.folder / "global_step_3" / "soup" / STATE_FILE).read_text())["handed"]
     assert min(waiting) == first and any(waiting.values())
-    before = taken_with(torch.load(whole.folder / "steps_before_kill" / "step_4.pt", weights_only=False))
+    before = taken_with(replace(whole, folder=whole.folder / "before_kill", steps={}).record(4))
     after = taken_with(*(whole.record(step) for step in (4, 5, 6)))
     assert min(before) == min(after) == first
     assert all(before[ordinal] == waiting[ordinal] for ordinal in before.keys() & waiting.keys())
