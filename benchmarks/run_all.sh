@@ -23,6 +23,11 @@ OFTEN_POINTS=${OFTEN_POINTS:-grpo reference_kl/0.02 reference_kl/0.05 reference_
   lookahead_fraction/0.25 lookahead_fraction/0.75 lookahead_length/2 lookahead_clip/0.1 lookahead_clip/0.4
   lookahead_kl/0.02 lookahead_kl/0.05 snapshot/8 replay/6 masked/64 decoupled/64 whole_response/64}
 LONG_POINTS=${LONG_POINTS:-grpo reference_kl/0.02 lookahead_age/64}
+HARD_POINTS=${HARD_POINTS:-grpo gradient_clip/0.1 gradient_clip/0.3 learning_rate/5e-05 updates/2 group_size/16
+  responses/4 reference_kl/0.02 temperature/1.2 entropy_bonus/0.003 pods/4 lookahead_age/1 lookahead_age/8
+  lookahead_age/64 lookahead_gradient_clip/0.1 lookahead_gradient_clip/0.3 replay_best/0.5 replay_best/0.75
+  replay_best/0.875 replay_any/0.5 replay_gradient_clip/0.1 replay_gradient_clip/0.3 masked/8 replay_masked/0.5
+  balanced/0.5 decoupled/8 whole_response/8 exo/8 oapl/8 oapl/50}
 REAL_POINTS=${REAL_POINTS:-grpo lookahead_age/64 snapshot/8 replay/6 masked/64}
 REAL_SEEDS=${REAL_SEEDS:-3}
 TASKS=${TASKS:-countdown chain_sum order}
@@ -46,6 +51,7 @@ if [[ " $TASKS " == *" countdown "* ]]; then
 fi
 if [[ " $TASKS " == *" chain_sum "* ]]; then
   simulate TASKS=chain_sum_8 POINTS="grpo lookahead_age/64 whole_response/64" OUT="$OUT/sim"
+  simulate TASKS=hard_96 SEEDS=1 POINTS="$HARD_POINTS" OUT="$OUT/sim" # one seed: a search
 fi
 for part in sim fresh; do
   [[ ! -d $OUT/$part ]] || "$PYTHON" -m benchmarks.keep --results "$OUT/$part" --published "$PUBLISHED"

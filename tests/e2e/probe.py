@@ -21,6 +21,7 @@ from soup_verl.stack.cpu.training import (
     CpuSoupTrainer,
     CpuSyncTrainer,
 )
+from soup_verl.stack.rollout import GROUP_PREFIXES, ORDINAL
 from soup_verl.tasks.data.row_index import index_text
 
 FIELDS = [
@@ -84,9 +85,17 @@ class Stages:
 
 
 class Probe(Stages):
-    """Mixin: `steps/step_N.pt` in the run's folder, a list of rows sorted by (index, session)."""
+    """Mixin: `steps/step_N.pt` in the run's folder, a list of rows sorted by (index, session); under dynamic sampling
+    with it the prompts that the step took, in their order: (ordinal, index, prefixes or None)."""
 
     recomputed = None
+    taken = ()
+
+    def _submit_batch_to_rollout(self, batch):
+        if ORDINAL in batch:
+            groups = items(batch[GROUP_PREFIXES]) if GROUP_PREFIXES in batch else [None] * len(batch)
+            self.taken = (*self.taken, *zip(items(batch[ORDINAL]), items(batch["index"]), groups, strict=True))
+        return super()._submit_batch_to_rollout(batch)
 
     def _compute_old_log_prob(self, batch, metrics):
         batch = super()._compute_old_log_prob(batch, metrics)
@@ -111,7 +120,8 @@ class Probe(Stages):
         folder = Path(self.config.trainer.default_local_dir) / "steps"
         folder.mkdir(parents=True, exist_ok=True)
         stored_keys = len(tq.kv_list(batch.partition_id).get(batch.partition_id, {}))
-        record = {"rows": rows, "metrics": dict(metrics), "stored": stored_keys}
+        record = {"rows": rows, "metrics": dict(metrics), "stored": stored_keys, "taken": self.taken}
+        self.taken = ()
         torch.save(record, folder / f"step_{self.global_steps}.pt")
         return batch
 

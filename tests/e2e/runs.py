@@ -87,15 +87,19 @@ def _series(assets: Path, folder: Path) -> dict[str, Run]:
 
 
 def _apart(assets: Path, folder: Path) -> dict[str, Run]:
-    """Dynamic sampling: without and with mixing, the latter resumed from its third step, and with `replay`."""
+    """Dynamic sampling: without and with mixing, the latter killed after its checkpoint and resumed, and with
+    `replay`."""
     dapo, mixed = (_series_runs(assets)[name] for name in _APART)
-    resumed = ("trainer.resume_mode=resume_path", f"trainer.resume_from_path={folder}/{_APART[1]}/global_step_3")
     runs = {
         _APART[0]: dapo,
         _APART[1]: (*mixed, "trainer.save_freq=3"),
-        "dapo_soup_resumed": (*mixed, *resumed),
         "dapo_replay": (*mixed, "soup.source=replay", "soup.replay.choice=latest", f"{STEPS}5"),
     }
+    own = folder / _APART[1]
+    same = (*runs[_APART[1]], "soup.prefix_length.low=null", "soup.prefix_length.high=null")
+    killed = killed_run(assets, own, Fault("FSDP worker", step=5, stage="update"), *same)
+    (own / "killed.json").write_text(json.dumps(killed))
+    shutil.copytree(own / "steps", own / "before_kill" / "steps")
     return launch_series(assets, folder, runs)
 
 
@@ -378,8 +382,10 @@ def _two_ranks(assets: Path, folder: Path) -> dict[str, Run]:
 
 
 def _scored(strategy: str, dtype: str) -> dict[str, tuple[str, ...]]:
-    """The same run with the prefixes' log-probs from the engine and from the actor, `fsdp_fp32_rollout` and so on."""
-    same = (*_SNAPSHOT, "trainer.save_freq=4")
+    """The same run with the prefixes' log-probs from the engine and from the actor, `fsdp_fp32_rollout` and so on; in
+    bf16 the engine's weights, and with them the kept policies, are in bf16 too."""
+    own = {"fp32": ("trainer.save_freq=4",), "bf16": ("actor_rollout_ref.rollout.dtype=bfloat16",)}
+    same = (*_SNAPSHOT, *own[dtype])
     return {f"{strategy}_{dtype}_{by}": (*same, f"soup.behavior_log_probs={by}") for by in ("rollout", "actor")}
 
 
@@ -446,7 +452,7 @@ LAUNCHES = (  # the longest first
     _lora("fsdp2"),
     _lora("fsdp"),
     Launch(("tools_lookahead", "tools_replay", "tools_resumed"), _tools),
-    Launch((*_APART, "dapo_soup_resumed", "dapo_replay"), _apart),
+    Launch((*_APART, "dapo_replay"), _apart, long=True),
     _VERL_GRPO,
     _VERL_ASYNC,
     _ASYNC_WITHOUT_MIXING,

@@ -1,12 +1,19 @@
 """Dynamic sampling with mixing: four prompts a step have a signal, and those in place of others their prefixes."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
+from soup_verl.method.history.ordinals import PREFIX_FILE, STATE_FILE
 from soup_verl.method.history.store import read_prefixes
+from tests.faults.kills import complaints
 
-MIXED = ("neighbors/dapo_soup", "dapo_soup_resumed", "dapo_replay")
+MIXED = ("neighbors/dapo_soup", "dapo_replay")
+NOT_TRAINED = ("evicted_samples", "discarded_surplus_samples")
+"""How verl counts the groups that a step samples and does not train on: without a signal, and beyond the batch."""
 
 
 def each(names):
@@ -31,33 +38,79 @@ def test_a_step_trains_on_as_many_prompts_as_ever_none_of_them_all_right_or_all_
 
 @pytest.mark.runs("neighbors/dapo_soup")
 def test_ages_are_logged_as_they_are(run):
+    """A step whose prompts nobody foresaw, because others took many, has none."""
     for step, metrics in run("neighbors/dapo_soup").metrics().items():
         ages = {
             step - 1 - int(r["policy_version"]) for r in run("neighbors/dapo_soup").rows(step) if r["prefix_mask"].any()
         }
-        assert (step == 1) == (not ages)
+        assert step > 1 or not ages
         if ages:
             assert (min(ages), max(ages)) == (metrics["soup/policy_age_min"], metrics["soup/policy_age_max"])
             assert min(ages) >= 1
 
 
-@pytest.mark.runs("neighbors/dapo_soup", "dapo_soup_resumed")
-def test_a_resumed_run_goes_on_with_the_prompts_and_the_prefixes_that_were_not_used(run):
-    """Which prompts a step takes depends on arrival, in verl too; the first ones of step 4 do not."""
-    whole, resumed = run("neighbors/dapo_soup"), run("dapo_soup_resumed")
-    folder = whole.folder / "global_step_3" / "soup"
-    waiting = read_prefixes(folder / "prefixes_by_ordinal.parquet")
-    handed = json.loads((folder / "ordinals.json").read_text())["handed"]
-    assert waiting and min(waiting) == handed
-    assert sorted(resumed.metrics()) == [4, 5, 6]
-    first = {tuple(p.token_ids) for groups in waiting.values() for p in groups[0].by_session.values()}
-    for one in (whole, resumed):
-        used = [
-            tuple(row["responses"][: int(row["prefix_mask"].sum())].tolist())
-            for row in one.rows(4)
-            if row["prefix_mask"].any()
-        ]
-        assert used and set(used) <= first
+@pytest.mark.runs("neighbors/dapo_soup")
+def test_the_kill_ends_the_run_and_the_resumed_one_has_every_step(run):
+    whole = run("neighbors/dapo_soup")
+    killed = json.loads((whole.folder / "killed.json").read_text())
+    assert complaints(killed) == [] and killed["steps"] == 3, killed
+    assert list(whole.metrics()) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.runs("neighbors/dapo_soup")
+def test_every_prompt_is_taken_once_an_epoch_and_trained_or_counted(run):
+    """Over the kill too; the reward's data have eight prompts."""
+    whole, taken = run("neighbors/dapo_soup"), []
+    for step, metrics in whole.metrics().items():
+        ordinals, indices, _ = zip(*whole.record(step)["taken"], strict=True)
+        dropped = [metrics.get(f"training/filter_groups/{why}", 0) for why in NOT_TRAINED]
+        assert len(ordinals) == len(whole.rows(step)) / 4 + sum(dropped)
+        assert {row["index"] for row in whole.rows(step)} <= set(indices)
+        taken += zip(ordinals, indices, strict=True)
+    assert [ordinal for ordinal, _ in taken] == list(range(len(taken))) and len(taken) > 24
+    for epoch in range(len(taken) // 8):
+        assert sorted(int(index) for _, index in taken[8 * epoch : 8 * epoch + 8]) == list(range(8))
+
+
+def said(group):
+    """What the history says of a prompt: by session the policy, its tokens and their log-probs."""
+    return group and {
+        session: (prefix.policy_version, prefix.token_ids, np.float32(prefix.log_probs).tolist())
+        for session, prefix in group.by_session.items()
+    }
+
+
+def waiting_at(run, step):
+    """By ordinal, what the history of a checkpoint says of prompts to come."""
+    groups = read_prefixes(run.folder / f"global_step_{step}" / "soup" / PREFIX_FILE)
+    return {ordinal: said(group) for ordinal, (group,) in groups.items()}
+
+
+def taken_with(*records):
+    """By ordinal, the prefixes that prompts were submitted with."""
+    return {ordinal: said(group) for record in records for ordinal, _, group in record["taken"]}
+
+
+@pytest.mark.runs("neighbors/dapo_soup")
+def test_the_history_says_the_same_before_the_kill_and_after_the_resume_and_no_unused_prefix_is_lost(run):
+    """How many prompts a step takes depends on arrival, in verl too: step 4 of both has at least four."""
+    whole = run("neighbors/dapo_soup")
+    waiting, left = waiting_at(whole, 3), waiting_at(whole, 6)
+    first = json.loads((whole.folder / "global_step_3" / "soup" / STATE_FILE).read_text())["handed"]
+    assert min(waiting) == first and any(waiting.values())
+    before = taken_with(replace(whole, folder=whole.folder / "before_kill", steps={}).record(4))
+    after = taken_with(*(whole.record(step) for step in (4, 5, 6)))
+    assert min(before) == min(after) == first
+    assert all(before[ordinal] == waiting[ordinal] for ordinal in before.keys() & waiting.keys())
+    assert {ordinal: (after | left)[ordinal] for ordinal in waiting} == waiting
+
+
+@pytest.mark.runs("neighbors/dapo_soup")
+def test_tokens_recorded_as_current_have_the_trainers_log_probs_and_the_prefixes_have_not(run):
+    rows = [row for step in (2, 3, 4, 5, 6) for row in run("neighbors/dapo_soup").rows(step)]
+    prefix = torch.cat([row["prefix_mask"].bool() for row in rows])
+    error = torch.cat([(row["rollout_log_probs"] - row["recomputed_log_probs"]).abs() for row in rows])
+    assert error[~prefix].max() < 1e-4 and error[prefix].max() > 1e-3
 
 
 @pytest.mark.runs("dapo_replay")

@@ -1,9 +1,14 @@
 """FSDP1 and FSDP2 on two ranks train to the same parameters, whoever scores the prefixes: a policy that was held for
 that leaves nothing behind."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from soup_verl.stack.kept_policies import KeptPolicies
 
 TOLERANCE = 3e-4
 """Distance of two runs' parameters, as a share of how far they went. They need not be equal bit for bit: the engine's
@@ -46,8 +51,95 @@ def test_in_fp32_all_four_agree(run):
     compare(run, "fsdp_fp32_rollout", "fsdp_fp32_actor", "fsdp2_fp32_rollout", "fsdp2_fp32_actor")
 
 
-@pytest.mark.runs("fsdp_bf16_rollout", "fsdp_bf16_actor", "fsdp2_bf16_rollout", "fsdp2_bf16_actor")
-@pytest.mark.parametrize("scorer", ["rollout", "actor"])
-def test_in_bf16_the_strategy_does_not_matter(run, scorer):
-    """Engine and actor differ by bfloat16's rounding, so the scorers are not compared."""
-    compare(run, f"fsdp_bf16_{scorer}", f"fsdp2_bf16_{scorer}")
+BF16 = ("fsdp_bf16_rollout", "fsdp_bf16_actor", "fsdp2_bf16_rollout", "fsdp2_bf16_actor")
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.runs(name)) for name in BF16])
+def in_bf16(request, run):
+    finished = run(request.param)
+    assert finished.code == 0, finished.output[-3000:]
+    return finished
+
+
+def kept_by_rank(run, step):
+    """What each rank keeps at the end of `step`, as its files say, and the newest version's file."""
+    folder = run.folder / f"global_step_{step}" / "soup"
+    versions = json.loads((folder / "snapshots.json").read_text())["versions"]
+    for rank in range(2):
+        files = {v: folder / f"policy_{v}_rank_{rank}_of_2.safetensors" for v in versions}
+        newest, policies = load_file(files[versions[-1]]), KeptPolicies()
+        policies.read(files.get, versions, like=newest)
+        yield policies, newest
+
+
+def numbers(tensors):
+    """All numbers, ascending, but for zeros: FSDP1 pads its shards with them."""
+    every = torch.cat([tensor.flatten() for tensor in tensors]).sort().values
+    return every[every != 0]
+
+
+def test_policies_are_kept_in_bf16_which_is_half_of_the_memory_and_what_the_engine_would_round_them_to(in_bf16):
+    for step in (3, 4):
+        ranks, newest = zip(*kept_by_rank(in_bf16, step), strict=True)
+        assert {tensor.dtype for file in newest for tensor in file.values()} == {torch.bfloat16}
+        parameters = sum(tensor.numel() for tensor in in_bf16.weights(step).values())
+        padding = 4 * max(len(file) for file in newest)
+        whole = sum(tensor.nbytes for file in newest for tensor in file.values())
+        assert 2 * parameters <= whole <= 2 * (parameters + padding)  # of four bytes each in fp32
+        kept = in_bf16.metrics()[step]["soup/kept_policies_bytes"]
+        assert kept == sum(policies.bytes for policies in ranks) <= 2 * whole
+        for version in (step - 2, step - 1):
+            shards = numbers(tensor for policies in ranks for _, tensor in policies.weights(version))
+            assert torch.equal(shards, numbers(in_bf16.weights(version).values()).bfloat16())
+
+
+def plain(run, version, dtype):
+    """transformers' model with a policy's weights rounded to bf16, computing in `dtype`."""
+    model = AutoModelForCausalLM.from_pretrained(run.folder.parents[1] / "assets" / "model", dtype=dtype)
+    model.load_state_dict({name: weight.bfloat16() for name, weight in run.weights(version).items()})
+    return model
+
+
+def log_probs(model, row):
+    ids = torch.cat([row["prompts"], row["responses"]])
+    with torch.no_grad():
+        logits = model(ids[None]).logits[0, len(row["prompts"]) - 1 : -1].float()
+    return logits.log_softmax(-1).gather(-1, row["responses"][:, None])[:, 0]
+
+
+def test_every_score_is_that_of_its_policy_in_bf16(in_bf16):
+    """What the engine and the trainer say of tokens, against a plain model that computes in fp32 with the same rounded
+    weights: as near as that model computing in bf16 itself."""
+    policies = {(v, dtype): plain(in_bf16, v, dtype) for v in (1, 2, 3) for dtype in (torch.float32, torch.bfloat16)}
+    noise, error, other = ({"prefix": [], "rollout": [], "actor": []} for _ in range(3))
+    for step in (3, 4):
+        rows = [row for row in in_bf16.rows(step) if row["prefix_mask"].any()]
+        assert len(rows) > 10
+        for row in rows:
+            prefix, historical = row["prefix_mask"].bool(), int(row["policy_version"])
+            assert historical < step - 1
+            for name, version, where, told in (
+                ("prefix", historical, prefix, row["rollout_log_probs"]),
+                ("rollout", step - 1, ~prefix, row["rollout_log_probs"]),
+                ("actor", step - 1, prefix | ~prefix, row["recomputed_log_probs"]),
+            ):
+                exact, rounded = (log_probs(policies[version, d], row) for d in (torch.float32, torch.bfloat16))
+                wrong = log_probs(policies[step - 1 if name == "prefix" else historical, torch.float32], row)
+                noise[name].append((rounded - exact)[where])
+                error[name].append((told - exact)[where])
+                other[name].append((told - wrong)[where])
+    noise, error, other = ({n: torch.cat(d).abs().mean().item() for n, d in of.items()} for of in (noise, error, other))
+    print(in_bf16.folder.name, noise, error, other)
+    for name in noise:
+        assert error[name] < 3 * noise[name] and other[name] > 3 * error[name], (name, noise, error, other)
+
+
+def test_current_tokens_are_aligned_within_the_rounding_of_bf16(in_bf16):
+    print(
+        [
+            (m["soup/alignment_error_mean"], m["soup/alignment_error_max"], m["soup/noise_floor_kl_k3"])
+            for m in in_bf16.metrics().values()
+        ]
+    )
+    for metrics in in_bf16.metrics().values():
+        assert 0 < metrics["soup/alignment_error_mean"] < 0.05

@@ -84,6 +84,7 @@ def settings(file: Path, *, prompts: int, n: int, steps: int) -> tuple[str, ...]
         "actor_rollout_ref.actor.optim.lr=1e-6",
         f"actor_rollout_ref.rollout.n={n}",
         f"trainer.total_training_steps={steps}",
+        f"trainer.total_epochs={steps}",  # of one step each
     )
 
 
@@ -124,9 +125,10 @@ def growth(steps: list[dict], parts: int = 8) -> dict[str, list[float]]:
     return found
 
 
-def complaints(steps: list[dict]) -> list[str]:
-    """Steps in which a sample is missing or there twice."""
-    return [
+def complaints(steps: list[dict], expected: int) -> list[str]:
+    """Steps that are missing, and those in which a sample is missing or there twice."""
+    short = [] if len(steps) == expected else [f"{len(steps)} steps, expected {expected}"]
+    return short + [
         f"step {s['step']}: {s['samples']} samples, {s['different']} different ones, expected {s['expected']}"
         for s in steps
         if not s["samples"] == s["different"] == s["expected"]
@@ -152,7 +154,7 @@ def main() -> None:
     if run.code:
         sys.exit(f"load: the run failed, see {out / 'run'}:\n{run.output[-2000:]}")
     steps = report(run, memory, **size)
-    found = {"steps": steps, "mb_a_step": growth(steps), "complaints": complaints(steps)}
+    found = {"steps": steps, "mb_a_step": growth(steps), "complaints": complaints(steps, arguments.steps)}
     (out / "load.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps({key: found[key] for key in ("mb_a_step", "complaints")}))
     sys.exit(bool(found["complaints"]))
