@@ -1,7 +1,10 @@
 """FSDP1 and FSDP2 on two ranks train to the same parameters, whoever scores the prefixes: a policy that was held for
-that leaves nothing behind."""
+that leaves nothing behind. In bf16, where no two runs need have the same tokens, every score is held against a plain
+model's."""
 
+import functools
 import json
+from collections import defaultdict
 
 import pytest
 import torch
@@ -13,8 +16,8 @@ from soup_verl.stack.kept_policies import KeptPolicies
 TOLERANCE = 3e-4
 """Distance of two runs' parameters, as a share of how far they went. They need not be equal bit for bit: the engine's
 log-probs differ in their last bits with the requests that happen to share a batch, the strategies add gradients up in
-another order, and Adam makes a full step of the smallest gradient. Measured: at most 3e-6 in fp32 and 4e-5 in bf16;
-with the scorer changed in bf16 .004; with the held policy's embedding, last norm and output layer left behind .17."""
+another order, and Adam makes a full step of the smallest gradient. Measured: at most 3e-6; with the held policy's
+embedding, last norm and output layer left behind .17."""
 
 
 def distance(a, b):
@@ -107,39 +110,29 @@ def log_probs(model, row):
     return logits.log_softmax(-1).gather(-1, row["responses"][:, None])[:, 0]
 
 
-def test_every_score_is_that_of_its_policy_in_bf16(in_bf16):
-    """What the engine and the trainer say of tokens, against a plain model that computes in fp32 with the same rounded
-    weights: as near as that model computing in bf16 itself."""
-    policies = {(v, dtype): plain(in_bf16, v, dtype) for v in (1, 2, 3) for dtype in (torch.float32, torch.bfloat16)}
-    noise, error, other = ({"prefix": [], "rollout": [], "actor": []} for _ in range(3))
+def scores(run):
+    """Of each mixed response what, by which policy, unlike which other, on which tokens, and the log-probs."""
     for step in (3, 4):
-        rows = [row for row in in_bf16.rows(step) if row["prefix_mask"].any()]
-        assert len(rows) > 10
-        for row in rows:
-            prefix, historical = row["prefix_mask"].bool(), int(row["policy_version"])
-            assert historical < step - 1
-            for name, version, where, told in (
-                ("prefix", historical, prefix, row["rollout_log_probs"]),
-                ("rollout", step - 1, ~prefix, row["rollout_log_probs"]),
-                ("actor", step - 1, prefix | ~prefix, row["recomputed_log_probs"]),
-            ):
-                exact, rounded = (log_probs(policies[version, d], row) for d in (torch.float32, torch.bfloat16))
-                wrong = log_probs(policies[step - 1 if name == "prefix" else historical, torch.float32], row)
-                noise[name].append((rounded - exact)[where])
-                error[name].append((told - exact)[where])
-                other[name].append((told - wrong)[where])
-    noise, error, other = ({n: torch.cat(d).abs().mean().item() for n, d in of.items()} for of in (noise, error, other))
-    print(in_bf16.folder.name, noise, error, other)
-    for name in noise:
-        assert error[name] < 3 * noise[name] and other[name] > 3 * error[name], (name, noise, error, other)
+        for row in run.rows(step):
+            prefix, historical, current = row["prefix_mask"].bool(), int(row["policy_version"]), step - 1
+            if prefix.any():
+                assert historical < current
+                yield row, "prefix", historical, current, prefix, row["rollout_log_probs"]
+                yield row, "continuation", current, historical, ~prefix, row["rollout_log_probs"]
+                yield row, "trainer", current, historical, prefix | True, row["recomputed_log_probs"]
 
 
-def test_current_tokens_are_aligned_within_the_rounding_of_bf16(in_bf16):
-    print(
-        [
-            (m["soup/alignment_error_mean"], m["soup/alignment_error_max"], m["soup/noise_floor_kl_k3"])
-            for m in in_bf16.metrics().values()
-        ]
-    )
-    for metrics in in_bf16.metrics().values():
-        assert 0 < metrics["soup/alignment_error_mean"] < 0.05
+def test_every_score_is_that_of_its_policy_rounded_to_bf16(in_bf16):
+    """A plain model with the same rounded weights that computes in fp32 is as near to it as to itself in bf16, and much
+    nearer than to another policy. Prefixes are scored by the kept shards: by the engine, which they were sent to, or by
+    the trainer, which holds them meanwhile; what it says of the current policy afterwards is as it should be."""
+    model, apart = functools.cache(functools.partial(plain, in_bf16)), defaultdict(list)
+    for row, of, version, another, where, told in scores(in_bf16):
+        exact = log_probs(model(version, torch.float32), row)
+        rounded, other = (log_probs(model(v, d), row) for v, d in ((version, torch.bfloat16), (another, torch.float32)))
+        for what, values in (("error", told), ("noise", rounded), ("other", other)):
+            apart[of, what].append((values - exact)[where].abs())
+    assert len(apart["prefix", "error"]) > 20
+    mean = {key: torch.cat(found).mean().item() for key, found in apart.items()}
+    for of in ("prefix", "continuation", "trainer"):
+        assert mean[of, "error"] < 3 * mean[of, "noise"] < mean[of, "other"], mean
