@@ -8,6 +8,7 @@ from benchmarks import results as benchmark_results
 from benchmarks.results import SEEDS_A_SET, Group, common_seeds, read_results
 
 OF_RUN = {"prefix_kl": None, "prefix_gradient_lost": None, "reward_std": 0.3, "step_seconds": 0.2, "seconds": 80.0}
+OF_RUN |= {"curve": None}
 
 
 def checkpoint(step, first, last):
@@ -80,6 +81,33 @@ def test_the_tables_say_what_was_measured(results, tmp_path):
     assert cells[2] == "+0.110 ± 0.025"  # .10, .11, .12: t 4.303 x .01 / sqrt(3)
     assert cells[3].endswith("(grpo)") and cells[5] == "above" and cells[6] == "grpo_stopped 50 .. grpo"
     assert (tmp_path / "frontier_countdown_search_instrument_0.png").stat().st_size > 10_000
+
+
+def follow(folder):
+    """What newer results have besides: SOUP ends .2 higher than GRPO on the trained questions, the bonus .05 higher."""
+    for path in folder.rglob("result.json"):
+        result = json.loads(path.read_text())
+        higher = {"lookahead_age": 0.2, "entropy_bonus": 0.05}.get(result["method"], 0.0)
+        result["checkpoints"][-1] |= {"trained_pass@1": 0.3 + higher, "trained_pass@32": 0.6 + higher}
+        result["reward_at_end"] = 0.25 + higher
+        result["curve"] = [{"step": s, "decode_tokens": 10.0 * s, "reward": 0.1 * s / 50} for s in (50, 100)]
+        path.write_text(json.dumps(result))
+
+
+def test_what_was_learnt_is_compared_with_grpo_and_with_the_rival_that_learnt_most(results, tmp_path):
+    follow(results)
+    group = Group("countdown", "search instrument (plain PyTorch)", 0)
+    text = analyse.section(group, points_of(results), tmp_path, [8])
+    assert "| decode tokens / GRPO's | pass@1, trained questions − entropy_bonus 0.01 |" in text
+    of_soup = next(line for line in text.splitlines() if line.startswith("| lookahead_age 64 | +0.200"))
+    assert of_soup.split(" | ")[1:4] == ["+0.200 ± 0.000"] * 3 and of_soup.endswith("| 1.00 | +0.150 ± 0.000 |")
+    assert "(FIGURES/learning_countdown_search_instrument_0.png)" in text
+    assert (tmp_path / "learning_countdown_search_instrument_0.png").stat().st_size > 10_000
+
+
+def test_older_results_have_no_curve_of_learning(results, tmp_path):
+    group = Group("countdown", "search instrument (plain PyTorch)", 0)
+    assert "learning_" not in analyse.section(group, points_of(results), tmp_path, [8])
 
 
 def test_fresh_seeds_are_a_group_of_their_own(results):

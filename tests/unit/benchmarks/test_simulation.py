@@ -423,3 +423,15 @@ def test_the_largest_fall_is_from_any_earlier_peak():
     assert simulate.largest_fall([0, 2, 4, 4, 3, 3, 5, 5, 2, 2, -9], width=2) == 3.0
     assert simulate.largest_fall([1, 2, 3, 4], width=2) == 0.0
     assert simulate.largest_fall([], width=2) == 0.0
+
+
+def test_a_curve_is_of_stretches_of_steps_the_last_one_shorter():
+    """A step in which every response was mixed has no reward of on-policy ones."""
+    tokens = [10.0, 20.0, 30.0, 40.0, 50.0]
+    steps = [{"soup/decode_tokens_total": t} for t in tokens]
+    for step, reward in ((0, 0.25), (1, 0.75), (4, 0.5)):
+        steps[step]["soup/onpolicy_reward_mean"] = reward
+    assert simulate.curve(steps, width=2) == [
+        {"step": 2, "decode_tokens": 30.0, "reward": 0.5},
+        {"step": 5, "decode_tokens": 150.0, "reward": 0.5},
+    ]
