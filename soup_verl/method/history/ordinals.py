@@ -52,8 +52,9 @@ class PromptBlocks:
         return range(max(block.start, self.handed), max(block.stop, self.handed))
 
     def has_prompts(self, step: int) -> bool:
-        """Whether `block` has any. Fixes nothing."""
-        return self._blocks.get(step, self._next_block(step)).stop > self.handed
+        """Whether `block` has any; not so where earlier blocks reach further than a step. Fixes nothing."""
+        block = self._blocks.get(step, self._next_block(step))
+        return block.stop > max(block.start, self.handed)
 
     def _next_block(self, step: int) -> range:
         ahead, batch, most = step - self._step, self._prompts_a_step, max(self._taken)

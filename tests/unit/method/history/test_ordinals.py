@@ -38,8 +38,9 @@ class Stream(FakeEngine):
         ]
 
     def sample_prefixes(self, step, *, ages=None, heads=None):
-        groups = []
-        for plan in self.plan(step):
+        groups, planned = [], self.plan(step)
+        assert planned, f"nobody is to be asked for step {step}: its block has no prompts"
+        for plan in planned:
             wanted = [r.session for r in plan.requests if ages is None or r.age in ages]
             self.asked += [(int(plan.prompt_key), s) for s in wanted]
             groups.append(GroupPrefixes(plan.prompt_key, {s: Prefix((7,), (-0.5,), self.held) for s in wanted}))
