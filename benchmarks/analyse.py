@@ -69,9 +69,11 @@ def mean_of(point: Measured, seeds: Sequence[int], key: str) -> float | None:
 
 
 def values_table(points: Sequence[Measured], seeds: Sequence[int]) -> str:
-    """Every point's means over seeds."""
-    rows = [[point.name, *(shown(mean_of(point, seeds, key)) for key in COLUMNS)] for point in points]
-    return table(["point", *COLUMNS.values()], rows)
+    """Every point's means over seeds, of what some point has."""
+    means = {key: [mean_of(point, seeds, key) for point in points] for key in COLUMNS}
+    known = {key: values for key, values in means.items() if any(value is not None for value in values)}
+    rows = [[p.name, *(shown(values[place]) for values in known.values())] for place, p in enumerate(points)]
+    return table(["point", *(COLUMNS[key] for key in known)], rows)
 
 
 def xy(point: Measured, seeds: Sequence[int], k: int) -> list[XY]:
