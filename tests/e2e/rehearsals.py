@@ -47,7 +47,7 @@ SMALL = {"RESPONSE_TOKENS": "2048", "PROMPTS": "16", "MINI_BATCH": "16"}  # a wi
 OWN = ("reward.custom_reward_function.name=score",)
 SCRIPTS: dict[str, tuple[str, str, str, dict[str, str]]] = {
     "rehearsed_qwen": ("run_qwen2.5_math_7b.sh", "qwen", "1", {}),
-    "rehearsed_r1_snapshot": ("run_r1_distill_qwen_1.5b_snapshot.sh", "r1", "1", {}),
+    "rehearsed_r1_snapshot": ("run_r1_distill_qwen_1.5b_snapshot.sh", "r1", "steps", {}),
     "rehearsed_qwen_snapshot": ("run_qwen2.5_math_7b_snapshot.sh", "qwen", "steps", {}),
     "rehearsed_r1": ("run_r1_distill_qwen_1.5b.sh", "r1", "steps", {}),
     "rehearsed_llama": ("run.sh", "llama", "steps", SMALL),

@@ -275,10 +275,9 @@ def _tools(assets: Path, folder: Path) -> dict[str, Run]:
 
 
 def _resumed(assets: Path, folder: Path) -> Run:
-    """Killed before its first checkpoint and twice after it, left with a newer checkpoint that is torn, and resumed."""
+    """Killed before its first checkpoint and after it, left with a newer checkpoint that is torn, and resumed."""
     kills = (
-        Fault("FSDP worker", step=2, stage="update"),
-        Fault("vLLM engine", step=4, stage="update"),  # then nothing but a weight sync asks for it
+        Fault("vLLM engine", step=2, stage="update"),  # then nothing but a weight sync asks for it
         Fault("driver", step=4, stage="rollout"),
     )
     killed = [killed_run(assets, folder, kill, *_SIX) for kill in kills]
