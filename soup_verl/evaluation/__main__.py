@@ -85,7 +85,7 @@ def evaluate(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any
     """
     check_arguments(arguments)
     reward, reward_identity = scoring.load_reward(arguments.reward, arguments.reward_kwargs)
-    device = engine.choose_device(arguments.device)
+    device = engine.choose_device(arguments.device, arguments.gpus)
     problems = read_problems(arguments.data)
     if again := repeated(problems):
         progress.console.print(

@@ -87,15 +87,17 @@ def installed_vllm() -> tuple[str, str]:
     return version, "cpu" if "cpu" in version else "gpu"
 
 
-def choose_device(wanted: str) -> str:
+def choose_device(wanted: str, gpus: int) -> str:
     """`cpu` or `gpu`: what the installed vLLM runs on.
 
     Raises:
-        EvaluationError: another one is asked for.
+        EvaluationError: another one is asked for, or a CPU is to be several GPUs.
     """
     version, device = installed_vllm()
     if wanted not in ("auto", device):
         raise EvaluationError(f"--device={wanted}: the vLLM installed here ({version}) runs on the {device} alone")
+    if device == "cpu" and gpus > 1:
+        raise EvaluationError(f"--gpus={gpus}: expected 1, for the vLLM installed here ({version}) runs on the cpu")
     return device
 
 

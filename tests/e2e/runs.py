@@ -388,12 +388,13 @@ def _scored(strategy: str, dtype: str) -> dict[str, tuple[str, ...]]:
     return {f"{strategy}_{dtype}_{by}": (*same, f"soup.behavior_log_probs={by}") for by in ("rollout", "actor")}
 
 
-def _strategy(strategy: str, dtype: str) -> Launch:
-    """`_scored` on two ranks, with processes of its own."""
+def _strategy(strategy: str, dtype: str, engine_ranks: int = 1) -> Launch:
+    """`_scored` on two ranks, with processes of its own; two engines of one rank, or one engine of two."""
     runs = _scored(strategy, dtype)
     sharding = (
         f"actor_rollout_ref.actor.strategy={strategy}",
         f"actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype={dtype}",
+        f"actor_rollout_ref.rollout.tensor_model_parallel_size={engine_ranks}",
     )
     return Launch(tuple(runs), lambda assets, folder: launch_series(assets, folder, runs, _RANKS, *sharding), long=True)
 
@@ -446,7 +447,7 @@ LAUNCHES = (  # the longest first
     Launch(("two_ranks", *_scored("fsdp", "fp32"), "reward_is_nan"), _two_ranks),
     _strategy("fsdp2", "fp32"),
     _strategy("fsdp", "bf16"),
-    _strategy("fsdp2", "bf16"),
+    _strategy("fsdp2", "bf16", engine_ranks=2),
     Launch(("snapshot_fsdp2", "best_kept", "disk_full"), _offload),
     _lora("fsdp2"),
     _lora("fsdp"),

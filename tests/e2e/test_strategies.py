@@ -75,6 +75,11 @@ def kept_by_rank(run, step):
         yield policies, newest
 
 
+@pytest.mark.runs("fsdp_bf16_actor", "fsdp2_bf16_actor")
+def test_one_of_the_strategies_has_an_engine_of_two_ranks(run):
+    assert ["Worker_TP1" in run(f"{strategy}_bf16_actor").output for strategy in ("fsdp", "fsdp2")] == [False, True]
+
+
 def numbers(tensors):
     """All numbers, ascending, but for zeros: FSDP1 pads its shards with them."""
     every = torch.cat([tensor.flatten() for tensor in tensors]).sort().values

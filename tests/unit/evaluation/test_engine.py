@@ -16,10 +16,18 @@ def installed(monkeypatch, version):
 @pytest.mark.parametrize(("version", "device"), [("0.28.0+cpu", "cpu"), ("0.24.0", "gpu")])
 def test_the_device_is_the_one_that_vllm_was_built_for(monkeypatch, version, device):
     installed(monkeypatch, version)
-    assert choose_device("auto") == choose_device(device) == device
+    assert choose_device("auto", 1) == choose_device(device, 1) == device
     other = {"cpu": "gpu", "gpu": "cpu"}[device]
     with pytest.raises(EvaluationError, match=rf"--device={other}: the vLLM installed here .* runs on the {device}"):
-        choose_device(other)
+        choose_device(other, 1)
+
+
+def test_several_gpus_are_not_asked_of_a_cpu(monkeypatch):
+    installed(monkeypatch, "0.24.0")
+    assert choose_device("auto", 8) == "gpu"
+    installed(monkeypatch, "0.28.0+cpu")
+    with pytest.raises(EvaluationError, match=r"--gpus=2: expected 1, for the vLLM installed here \(0.28.0\+cpu\)"):
+        choose_device("auto", 2)
 
 
 def settings(tmp_path, max_model_len=872):

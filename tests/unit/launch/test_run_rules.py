@@ -600,6 +600,13 @@ def test_the_engine_is_told_to_take_the_steps_own_responses_before_prefixes():
     assert rollout["scheduling_policy"] == "priority"
 
 
+@pytest.mark.parametrize(("ranks", "executor"), [(1, "uni"), (2, "mp")])
+def test_an_engine_of_several_ranks_has_processes_for_them_on_a_cpu_too(ranks, executor):
+    parallel = f"actor_rollout_ref.rollout.tensor_model_parallel_size={ranks}"
+    rollout = compose("platform=cpu", "actor_rollout_ref.rollout.n=4", parallel)["actor_rollout_ref"]["rollout"]
+    assert rollout["engine_kwargs"]["vllm"]["distributed_executor_backend"] == executor
+
+
 def test_a_misspelled_key_on_the_command_line_is_refused():
     with pytest.raises(Exception, match="mixed_fractoin"):
         compose("soup.mixed_fractoin=0.5")
