@@ -64,7 +64,10 @@ def test_nothing_is_published_of_an_incomplete_grid(script):
 def test_the_fresh_seeds_are_those_of_the_tasks_asked_for(script):
     done, calls = script("run_all.sh", TASKS="order", REAL_SEEDS="0")
     assert done.returncode == 0, done.stderr
-    assert {call.split("--tasks ")[1].split(" --")[0] for call in calls if "grid" in call} == {"order", "hard_order_960"}
+    assert {call.split("--tasks ")[1].split(" --")[0] for call in calls if "grid" in call} == {
+        "order",
+        "hard_order_960",
+    }
     done, calls = script("run_all.sh", REAL_SEEDS="0")
     grids = [call for call in calls if "grid" in call]
     assert any("--tasks countdown_96 --seeds 8 --first-seed 300" in call for call in grids)
