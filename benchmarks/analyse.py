@@ -173,11 +173,12 @@ def section(group: Group, points: list[Measured], figures: Path, ks: Sequence[in
         return f"### {group.title}\n\nNo seed is complete yet.\n"
     slug = re.sub(r"[^a-z]+", "_", group.instrument.split("(")[0].strip().lower())
     figure = figures / f"frontier_{group.task}_{slug}_{group.seeds_from}.png"
-    draw_frontier(points, seeds, ks, f"{group.title}: {len(seeds)} seeds", figure)
+    title = f"{group.title}: {len(seeds)} seed{'s' * (len(seeds) > 1)}"
+    draw_frontier(points, seeds, ks, title, figure)
     learnt = []
     if (followed := learning(points)) and grpo_of(points) in followed:
         curves = figures / figure.name.replace("frontier", "learning")
-        draw_learning(followed, seeds, f"{group.title}: {len(seeds)} seeds", curves)
+        draw_learning(followed, seeds, title, curves)
         learnt = [f"![reward by step and by decoded tokens on {group.task}](FIGURES/{curves.name})"]
         learnt += [learning_table(followed, seeds)]
     said = [

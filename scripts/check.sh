@@ -56,7 +56,7 @@ case $extent in
   --fast) ;;
   --all)
     stage runs "$python" -m pytest -m "e2e and runs"
-    stage processes "$python" -m pytest -m "e2e and not runs" -n 2 --dist loadfile
+    stage processes "$python" -m pytest -m "e2e and not runs" -n 2 --dist loadfile --durations 20
     ;;
   *) stage runs "$python" -m pytest -m "e2e and runs and not long" ;;
 esac
