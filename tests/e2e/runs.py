@@ -104,7 +104,7 @@ def _apart(assets: Path, folder: Path) -> dict[str, Run]:
     }
     own = folder / _APART[1]
     same = (*runs[_APART[1]], "soup.prefix_length.low=null", "soup.prefix_length.high=null")
-    _kill(assets, own, Fault("FSDP worker", step=5, stage="update"), *same)
+    _kill(assets, own, Fault("driver", step=5, stage="rollout"), *same)
     shutil.copytree(own / "steps", own / "before_kill" / "steps")
     return launch_series(assets, folder, runs)
 
@@ -282,7 +282,7 @@ def _tools(assets: Path, folder: Path) -> dict[str, Run]:
 
 def _resumed(assets: Path, folder: Path) -> Run:
     """Killed after its first checkpoint, left with a newer one that is torn, and resumed."""
-    _kill(assets, folder, Fault("driver", step=4, stage="rollout"), *_SIX)
+    _kill(assets, folder, Fault("vLLM engine", step=4, stage="rollout"), *_SIX)
     torn = folder / "global_step_4"
     shutil.rmtree(torn, ignore_errors=True)
     shutil.copytree(folder / "global_step_3", torn)
@@ -334,7 +334,7 @@ _TWO_POOLS = _alone(  # every step two updates, between which the engine keeps i
 
 def _partial_rollout(assets: Path, folder: Path) -> Run:
     """Killed after its first checkpoint, and resumed."""
-    _kill(assets, folder, Fault("vLLM engine", step=4, stage="update"), *_INTERRUPTED)
+    _kill(assets, folder, Fault("FSDP worker", step=4, stage="update"), *_INTERRUPTED)
     return launch(assets, folder, *_INTERRUPTED)
 
 

@@ -8,9 +8,9 @@ from tests.e2e.runs import KILLED
 from tests.faults.kills import complaints
 
 KILLS = (  # run, what was killed, newest checkpoint
-    ("resumed", "driver", 3),
-    ("partial_rollout", "vLLM engine", 2),
-    ("neighbors/dapo_soup", "FSDP worker", 3),
+    ("resumed", "vLLM engine", 3),
+    ("partial_rollout", "FSDP worker", 2),
+    ("neighbors/dapo_soup", "driver", 3),
 )
 
 
