@@ -47,7 +47,7 @@ class Queue:
             raise ValueError(f"keys with length {len(keys)} does not match length of tags {len(tags)}")
         for key in self._checked(keys, partition_id):
             self.rows.setdefault(key, {})
-        for name, column in (fields.items() if fields is not None else ()):
+        for name, column in fields.items() if fields is not None else ():
             for key, value in zip(keys, _unpacked(column), strict=True):
                 self.rows[key][name] = value
         for key, tag in zip(keys, tags or [], strict=tags is not None):
