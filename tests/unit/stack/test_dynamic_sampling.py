@@ -1,13 +1,13 @@
 """Dynamic sampling: prompts by ordinal on their way to the workers, refills in the trainer."""
 
 import asyncio
+import itertools
 from types import SimpleNamespace
 
 import pytest
 import torch
-from tensordict import NonTensorData, NonTensorStack, TensorDict
 from verl.experimental.agent_loop import AgentLoopWorker
-from verl.trainer.ppo.v1 import PPOTrainerSync
+from verl.trainer.ppo.v1 import trainer_base
 
 from soup_verl.method.config import SoupConfig
 from soup_verl.method.history import GroupPrefixes, Prefix, PrefixSource, PromptBlocks, PromptPlan
@@ -20,6 +20,7 @@ from soup_verl.stack.rollout import GROUP_PREFIXES, ORDINAL, SoupAgentLoopWorker
 from soup_verl.stack.session import held
 from tests.unit.stack import test_policy_engine as over_batches
 from tests.unit.stack.test_trainer import mixing_trainer
+from tests.unit.stack.transfer_queue import Queue
 
 PREFIX = Prefix((5,), (-0.5,), 0)
 
@@ -112,7 +113,8 @@ class Source(Nothing):
 
 @pytest.fixture
 def trainer(monkeypatch):
-    """A trainer of step 4 whose next prompts are numbered; two a step, of which the first five have prefixes."""
+    """A trainer of step 4 under verl's own fetching and submission: prompts are numbered, their uids are u0 and so on;
+    two a step, of which the first five have prefixes."""
     source = Source([prompt_key(over_batches.chat(i)) for i in range(5)])
     instance = mixing_trainer(source)
     instance.config.data.train_batch_size = 2
@@ -120,21 +122,12 @@ def trainer(monkeypatch):
     instance._blocks.end_step(3, Nothing())
     instance._blocks._blocks = {4: range(5)}
     instance._place_of_uid, instance._key_of_uid, instance._sampled = {}, {}, None
-    numbers = iter(range(99))
-
-    def fetch(self, count):
-        prompts = [next(numbers) for _ in range(count or 2)]
-        columns = {
-            "raw_prompt": [over_batches.chat(i) for i in prompts],
-            "uid": [f"u{i}" for i in prompts],
-        }
-        return TensorDict(
-            {name: NonTensorStack(*map(NonTensorData, values)) for name, values in columns.items()},
-            batch_size=len(prompts),
-        )
-
-    monkeypatch.setattr(PPOTrainerSync, "_next_train_batch", fetch)
-    monkeypatch.setattr(PPOTrainerSync, "_submit_batch_to_rollout", lambda self, batch: len(batch))
+    instance.config.data.gen_batch_size = 1  # what verl asks for with refills
+    instance.train_dataloader, instance.train_dataloader_it = ReadAheadLoader(over_batches.Batches()), None
+    instance.trainer_mode, instance.agent_loop_manager = "sync", SimpleNamespace(generate_sequences=lambda batch: None)
+    Queue().stand_in(monkeypatch)
+    names = map("u{}".format, itertools.count())
+    monkeypatch.setattr(trainer_base, "uuid", SimpleNamespace(uuid4=lambda: next(names)))
     return instance
 
 

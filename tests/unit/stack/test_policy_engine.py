@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from tensordict import TensorDict
 from verl.checkpoint_engine import CheckpointEngineManager
+from verl.utils.dataset.rl_dataset import collate_fn
 
 from soup_verl.method.history import GroupPrefixes, Prefix, PromptPlan
 from soup_verl.method.mixing import MixingPlanner, PrefixRequest, Schedule, SolvedRates
@@ -59,8 +60,10 @@ def chat(number):
 
 
 class Batches:
+    """Columns as verl's data loader has them."""
+
     def __iter__(self):
-        return iter({"raw_prompt": [chat(i)], "index": [100 + i]} for i in range(8))
+        return iter(collate_fn([{"raw_prompt": chat(i), "index": 100 + i}]) for i in range(8))
 
     def __len__(self):
         return 8
