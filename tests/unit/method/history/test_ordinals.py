@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from soup_verl.method.history import (
+    ForgetSource,
     GroupPrefixes,
     LookaheadSource,
     Prefix,
@@ -14,12 +15,14 @@ from soup_verl.method.history import (
     SnapshotSource,
 )
 from soup_verl.method.mixing import STREAM, MixingPlanner, PrefixRequest, Schedule
-from soup_verl.method.sections import SnapshotConfig
+from soup_verl.method.sections import ForgetConfig, SnapshotConfig
 from tests.unit.method.history.conftest import FakeEngine, Pending
 
 
 class Stream(FakeEngine):
-    """The prompts of a step to come are those of its block; prompt 7 is called "7" and has a mixed response."""
+    """The prompts of a step to come are those of its block; prompt 7 is called "7" and has two mixed responses."""
+
+    own_session = 2
 
     def __init__(self, blocks, ages=(1,)):
         super().__init__(ages)
@@ -38,12 +41,13 @@ class Stream(FakeEngine):
         ]
 
     def sample_prefixes(self, step, *, ages=None, heads=None):
-        groups, planned = [], self.plan(step)
-        assert planned, f"nobody is to be asked for step {step}: its block has no prompts"
+        groups, planned = [], self._to_sample(step)
+        assert heads is None or len(heads) == len(planned), "one group of heads a prompt"
         for plan in planned:
             wanted = [r.session for r in plan.requests if ages is None or r.age in ages]
             self.asked += [(int(plan.prompt_key), s) for s in wanted]
-            groups.append(GroupPrefixes(plan.prompt_key, {s: Prefix((7,), (-0.5,), self.held) for s in wanted}))
+            found = {s: Prefix((7,), (-0.5,), self.held) for s in wanted if s not in self.empty}
+            groups.append(GroupPrefixes(plan.prompt_key, found))
         return Pending(self, groups)
 
     def rescored(self, step, groups):  # as `DynamicPolicyEngine`
@@ -61,13 +65,23 @@ def snapshot(engine, last_step):
     return SnapshotSource(engine, SnapshotConfig(every=1, capacity=2, choice="oldest"), seed=0, last_step=last_step)
 
 
-def run(source_of, takes, *, batch=4, ages=(1,), save_at=None, folder=None, resumed=None):
+def snapshot_in_the_middle(engine, last_step):
+    settings = SnapshotConfig(every=1, capacity=2, choice="oldest")
+    return SnapshotSource(engine, settings, seed=0, last_step=last_step, heads_first=True)
+
+
+def forget(engine, last_step):
+    return ForgetSource(engine, ForgetConfig(), last_step=last_step)
+
+
+def run(source_of, takes, *, batch=4, ages=(1,), empty=(), save_at=None, folder=None, resumed=None):
     """Steps that take batch + r prompts, r of them later than the rest, in the order of `SoupTrainer`.
 
     Returns the handed-over groups of each step, by ordinal, and the engine.
     """
     blocks = PromptBlocks(batch)
     engine = Stream(blocks, ages)
+    engine.empty = set(empty)
     source = source_of(engine, len(takes))
     handed, first = [], 1
     if resumed:
@@ -178,20 +192,25 @@ def test_a_source_that_chooses_at_submission_knows_every_refilled_prompt():
 STEPS = st.lists(st.lists(st.integers(1, 9), max_size=4).map(tuple), min_size=3, max_size=9)
 
 
-@given(STEPS, st.sampled_from([lookahead, snapshot]), st.sampled_from([(1,), (2,), (1, 3), (3, 1, 2)]))
-def test_every_prefix_is_its_prompts_own_sampled_once_and_never_younger_than_the_policy(takes, source_of, ages):
-    handed, engine = run(source_of, takes, ages=ages)
+SOURCES = st.sampled_from([lookahead, snapshot, snapshot_in_the_middle, forget])
+EMPTY = st.sampled_from([(), (1,), (0, 1)])
+
+
+@given(STEPS, SOURCES, st.sampled_from([(1,), (2,), (1, 3), (3, 1, 2)]), EMPTY)
+def test_every_prefix_is_its_prompts_own_sampled_once_and_never_younger_than_the_policy(takes, source_of, ages, empty):
+    handed, engine = run(source_of, takes, ages=ages, empty=empty)
     assert len(engine.asked) == len(set(engine.asked))
     ordinals = [o for step in handed for o in step]
     assert ordinals == list(range(len(ordinals)))
     for step in handed:
         for ordinal, group in step.items():
             assert group is None or group.prompt_key == str(ordinal)
-    assert all(age >= (source_of is lookahead) for step in ages_of(handed) for prompt in step for age in prompt)
+    if source_of is not forget:  # whose policies have no age
+        assert all(age >= (source_of is lookahead) for step in ages_of(handed) for prompt in step for age in prompt)
 
 
 @settings(max_examples=40)
-@given(STEPS, st.sampled_from([lookahead, snapshot]), st.sampled_from([(1,), (1, 3)]), st.integers(1, 8))
+@given(STEPS, SOURCES, st.sampled_from([(1,), (1, 3)]), st.integers(1, 8))
 def test_a_resumed_run_hands_over_what_an_uninterrupted_one_does(tmp_path_factory, takes, source_of, ages, at):
     folder, at = tmp_path_factory.mktemp("history"), min(at, len(takes) - 1)
     whole, _ = run(source_of, takes, ages=ages, save_at=at, folder=folder)
