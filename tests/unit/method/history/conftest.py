@@ -47,6 +47,11 @@ class FakeEngine:
             for i in range(2)
         ]
 
+    def token_keys(self, step):
+        plan = self.plan(step)
+        assert plan, f"nobody is to be asked for step {step}: it has no prompts"
+        return [f"key of {p.prompt_key}" for p in plan]
+
     # ---- sampling ----
 
     def _to_sample(self, step):

@@ -1,5 +1,6 @@
 """Dynamic sampling: prefixes by the ordinals of their prompts, whatever number of them a step takes."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,14 +9,15 @@ from soup_verl.method.history import (
     ForgetSource,
     GroupPrefixes,
     LookaheadSource,
+    PolicyResponse,
     Prefix,
-    PrefixSource,
     PromptBlocks,
     PromptPlan,
+    ReplaySource,
     SnapshotSource,
 )
 from soup_verl.method.mixing import STREAM, MixingPlanner, PrefixRequest, Schedule
-from soup_verl.method.sections import ForgetConfig, SnapshotConfig
+from soup_verl.method.sections import ForgetConfig, ReplayConfig, SnapshotConfig
 from tests.unit.method.history.conftest import FakeEngine, Pending
 
 
@@ -167,32 +169,27 @@ def test_a_snapshot_samples_for_the_next_steps_refills_too():
     assert ages_of(handed) == [[()] * 8, [()] * 8, [(1, 1)] * 8, [(2, 2)] * 8]
 
 
-class AtSubmission(PrefixSource):
-    chooses_at_submission = True
-
-    def __init__(self, engine, last_step):
-        self._engine = engine
-
-    def prefixes(self, step):
-        return [GroupPrefixes(p.prompt_key, {0: Prefix((7,), (-0.5,), step - 1)}) for p in self._engine.plan(step)]
-
-    def save(self, folder):
-        pass
-
-    def load(self, folder):
-        pass
+def replay(engine, last_step):
+    """Two responses to each of the first prompts are stored, of version 0."""
+    source = ReplaySource(engine, ReplayConfig(), response_length=10, seed=0)
+    numbers = np.arange(4)
+    for ordinal in range(60):
+        for first in (20, 30):
+            ids, log_probs = (first + numbers).astype(np.int32), -numbers.astype(np.float32)
+            source.store.add(PolicyResponse(f"key of {ordinal}", ids, log_probs, 0, 1.0, True))
+    return source
 
 
 def test_a_source_that_chooses_at_submission_knows_every_refilled_prompt():
-    handed, _ = run(AtSubmission, [(4,), (), (1, 30)])
-    assert ages_of(handed) == [[(0,)] * 8, [(0,)] * 4, [(0,)] * 35]
+    handed, _ = run(replay, [(4,), (), (1, 30)])
+    assert ages_of(handed) == [[(0, 0)] * 8, [(1, 1)] * 4, [(2, 2)] * 35]
     assert all(str(o) == g.prompt_key for step in handed for o, g in step.items())
 
 
 STEPS = st.lists(st.lists(st.integers(1, 9), max_size=4).map(tuple), min_size=3, max_size=9)
 
 
-SOURCES = st.sampled_from([lookahead, snapshot, snapshot_in_the_middle, forget])
+SOURCES = st.sampled_from([lookahead, snapshot, snapshot_in_the_middle, forget, replay])
 EMPTY = st.sampled_from([(), (1,), (0, 1)])
 
 
