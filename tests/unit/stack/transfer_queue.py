@@ -1,5 +1,6 @@
-"""TransferQueue in a dict. It refuses and leaves out what the real one (`transfer_queue.interface`) does, and more
-than that: a key that is not there, which the real one would leave out of the rows it gives."""
+"""TransferQueue in a dict. It refuses and leaves out what the real one (`transfer_queue.interface`) does, and refuses
+what the real one would only log: a key that is not there, whose row would be missing from the answer, and a field of
+another dtype than before, which the controller would take no note of."""
 
 import copy
 
@@ -22,6 +23,10 @@ class Queue:
 
     def __init__(self, rows=None, partition_id="train"):
         self.rows, self.tags, self.partition_id = rows or {}, {}, partition_id
+        self._dtypes = {}  # of each field since there is a queue, whichever rows are gone
+        for row in self.rows.values():
+            for name, value in row.items():
+                self._check_dtype(name, value)
 
     def stand_in(self, monkeypatch):
         """Take the place of `transfer_queue` wherever it is imported as a module."""
@@ -49,6 +54,7 @@ class Queue:
             self.rows.setdefault(key, {})
         for name, column in fields.items() if fields is not None else ():
             for key, value in zip(keys, _unpacked(column), strict=True):
+                self._check_dtype(name, value)
                 self.rows[key][name] = value
         for key, tag in zip(keys, tags or [], strict=tags is not None):
             self.tags.setdefault(key, {}).update(tag)
@@ -72,6 +78,11 @@ class Queue:
         absent = [key for key in keys if there and key not in self.rows]
         assert not absent, f"not in the queue: {absent}"
         return keys
+
+    def _check_dtype(self, name, value):
+        if isinstance(value, torch.Tensor):
+            before = self._dtypes.setdefault(name, value.dtype)
+            assert value.dtype == before, f"{name} is {value.dtype}, it was {before}"
 
 
 def _unpacked(column):
