@@ -17,9 +17,6 @@ class FakeEngine:
     The prompts of steps up to `fetched` have left the data loader: nobody can ask for them any more.
     """
 
-    own_session = 0
-    """Of the on-policy response to each prompt."""
-
     def __init__(self, ages=(0,)):
         self.ages = ages
         self.calls = []
@@ -74,7 +71,7 @@ class FakeEngine:
     def sample_rest(self, step):
         plan = self._to_sample(step)
         self.calls.append(("rest", step, self.held))
-        own = {self.own_session: Prefix((8, 9), (-0.5, -0.5), -1, head=2, complete=True)}
+        own = {0: Prefix((8, 9), (-0.5, -0.5), -1, head=2, complete=True)}
         return Pending(self, [GroupPrefixes(p.prompt_key, own if p.requests else {}) for p in plan])
 
     def sample_prefixes(self, step, *, ages=None, heads=None):
