@@ -5,7 +5,7 @@ import itertools
 from types import SimpleNamespace
 
 import pytest
-import torch
+from transfer_queue import KVBatchMeta
 from verl.experimental.agent_loop import AgentLoopWorker
 from verl.trainer.ppo.v1 import trainer_base
 
@@ -19,6 +19,7 @@ from soup_verl.stack.prompt_stream import ReadAheadLoader
 from soup_verl.stack.rollout import GROUP_PREFIXES, ORDINAL, SoupAgentLoopWorker
 from soup_verl.stack.session import held
 from tests.unit.stack import test_policy_engine as over_batches
+from tests.unit.stack.test_batch import row
 from tests.unit.stack.test_trainer import mixing_trainer
 from tests.unit.stack.transfer_queue import Queue
 
@@ -156,16 +157,20 @@ def test_prefixes_of_another_prompt_are_never_used(trainer):
         trainer._next_train_batch(None)
 
 
+KINDS = [{}, {}, {"prefix": [0], "version": 2}, {"prefix": [0], "version": 2}]
+
+
 def test_dropped_groups_reach_the_gate_and_the_source(trainer, monkeypatch):
+    """Before a stage of the step has computed anything: rows have what the worker put there."""
     trainer._next_train_batch(None)
     keys = [prompt_key(over_batches.chat(i)) for i in range(2)]
-    dropped = SimpleNamespace(
-        uids=["u1"] * 4,
-        is_mixed=torch.tensor([False, False, True, True]),
-        solved=torch.tensor([False, False, True, False]),
-    )
-    monkeypatch.setattr(type(trainer), "_read", lambda *_, **__: SimpleNamespace(responses=dropped))
-    trainer._discard("batch")
+    rewards = (0.0, 0.0, 1.0, 0.0)
+    rows = [row([5, 2], uid="u1", rewards=[0.0, r], **kind) for r, kind in zip(rewards, KINDS, strict=True)]
+    for each in rows:
+        del each["old_log_probs"], each["entropy"]
+    stored = {f"u1_{session}_0": each for session, each in enumerate(rows)}
+    Queue(stored).stand_in(monkeypatch)
+    trainer._discard(KVBatchMeta(partition_id="train", keys=list(stored), tags=[{} for _ in stored]))
     assert trainer._history.solved.rates == {keys[1]: 0.25}
     assert trainer._source.told == [({keys[1]: 0.0}, {keys[1]: 0.5})]
     assert trainer._history._discarded == [False, False, True, False]
