@@ -1,0 +1,211 @@
+"""Every source over the trainer's engine, manager and workers' code for whole short runs: one prompt, more workers than
+prompts, gates that keep prompts out, responses that end early. Ray and the model are stood in for; what they would
+refuse is refused."""
+
+import asyncio
+import itertools
+import random
+from types import SimpleNamespace
+
+import pytest
+import ray
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensordict import TensorDict
+from verl.workers.rollout.replica import TokenOutput
+
+from soup_verl.method.config import SoupConfig
+from soup_verl.method.history import build_source
+from soup_verl.method.history.prefixes import prompt_hash
+from soup_verl.method.mixing import UNLEARNED, SolvedRates
+from soup_verl.method.step import plan_of_run
+from soup_verl.stack.kept_policies import KeptPolicies
+from soup_verl.stack.policy_engine import SCORES, Rescoring, TrainerPolicyEngine, Unlearning, prompt_key
+from soup_verl.stack.prefix_sampler import PrefixSampler
+from soup_verl.stack.prompt_stream import ReadAheadLoader
+from soup_verl.stack.rollout import SoupAgentLoopManager, SoupAgentLoopWorker
+from tests.unit.stack.server import tokens_allowed
+from tests.unit.stack.test_policy_engine import Batches
+from tests.unit.stack.transfer_queue import Queue
+
+EOS, N, RESPONSE = 2, 4, 8
+
+
+class Run:
+    """The rollout engine and the actor of some ranks: which policy each holds, None while the engine sleeps."""
+
+    def __init__(self, queue, ranks):
+        self.queue, self.ranks, self.held, self.actor, self.lent = queue, ranks, None, 0, None
+        self._kept, self._dispatch_info = KeptPolicies(), {}
+        self._random = random.Random(0)
+
+    @property
+    def scoring(self):
+        """The policy whose weights the engine is sent and whose log-probs are asked for."""
+        return self.actor if self.lent is None else self.lent
+
+    # ---- the engine's client ----
+
+    async def generate(self, request_id, *, prompt_ids, sampling_params, priority):
+        assert self.held is not None, "the rollout engine sleeps"
+        most = tokens_allowed(prompt_ids, sampling_params, prompt_length=2, response_length=RESPONSE)
+        assert most == sampling_params["max_tokens"], "more is asked for than there is room"
+        await asyncio.sleep(0)
+        ids = [self._random.choice([EOS, 5, 6, 7]) for _ in range(most)]
+        ids = ids[: ids.index(EOS) + 1] if EOS in ids else ids
+        fields = {"global_steps": self.held}
+        return TokenOutput(token_ids=ids, log_probs=[-0.5] * len(ids), stop_reason="completed", extra_fields=fields)
+
+    # ---- the checkpoint manager ----
+
+    def update_weights(self, version):
+        assert self.held is None and version == self.scoring, (self.held, version, self.scoring)
+        self.held = version
+
+    def sleep_replicas(self):
+        self.held = None
+
+    # ---- the worker group ----
+
+    def _query_dispatch_info(self, mesh):
+        return list(range(self.ranks))
+
+    def compute_log_prob(self, batch):
+        self._check(batch)
+        ids = self.queue.kv_batch_get(batch.keys, SCORES, ["input_ids"])["input_ids"].unbind()
+        scores = torch.nested.as_nested_tensor([torch.full((len(row),), -0.25) for row in ids], layout=torch.jagged)
+        self.queue.kv_batch_put(batch.keys, SCORES, TensorDict({"log_probs": scores}, len(ids)))
+
+    def unlearn(self, batch):
+        self._check(batch)
+        rows = self.queue.kv_batch_get(batch.keys, SCORES, ["old_log_probs", "response_mask"])
+        assert rows["response_mask"].sum() > 0, "an update of no tokens"
+        self.actor = UNLEARNED
+        return {"metrics": {"grad_norms": [1.0]}}
+
+    def _check(self, batch):
+        assert self.held is None, "the rollout engine has the memory"
+        assert len(batch) % (self.ranks * 2) == 0, "each rank has a multiple of the micro-batch size"
+
+    def keep_policy(self, version):
+        assert version == self.actor and self.lent is None
+        self._kept.keep(version, {"w": torch.full((4,), float(version))})
+
+    def drop_policy(self, version):
+        self._kept.drop(version)
+
+    def kept_bytes(self):
+        return [self._kept.bytes] * self.ranks
+
+    def hold_policy(self, version):
+        assert version is None or [t.tolist() for _, t in self._kept.weights(version)] == [[version] * 4]
+        self.lent = version
+
+    def save_model_to_cpu(self, name):
+        self._own = self.actor
+
+    def restore_model_from_cpu(self, name):
+        self.actor = self._own
+
+    def clear_cpu_model(self, name):
+        del self._own
+
+
+class Worker(SoupAgentLoopWorker):
+    """An actor's code in this process: a call is answered at once."""
+
+    def __init__(self, run):
+        self.run = run
+        methods = {"sample_share": super().sample_share, "prompt_ids": super().prompt_ids}
+        for name, method in methods.items():
+            setattr(self, name, SimpleNamespace(remote=lambda *args, method=method: asyncio.run(method(*args))))
+
+    async def _opening(self, step, prompt):
+        return SimpleNamespace(prompt_ids=[1, 10 + int(prompt["raw_prompt"][0]["content"])], params={"logprobs": True})
+
+    def _prefix_sampler(self):
+        return PrefixSampler(self.run, self._opening, RESPONSE, frozenset({EOS}), 0)
+
+
+def started(soup, run, *, batch, workers, last_step, when):
+    manager = SoupAgentLoopManager.__new__(SoupAgentLoopManager)
+    manager.agent_loop_workers = [Worker(run) for _ in range(workers)]
+    engine = TrainerPolicyEngine(
+        loader=ReadAheadLoader(Batches()),
+        fetches=batch,
+        planner=plan_of_run(soup, n=N, response_length=RESPONSE, last_step=last_step),
+        solved=SolvedRates(when),
+        rescoring=Rescoring(1.0, 2) if soup.behavior_log_probs == "actor" else None,
+        unlearning=Unlearning(RESPONSE, 1.0, 2) if soup.source == "forget" else None,
+        workers=run,
+        checkpoint_manager=run,
+        manager=manager,
+    )
+    return engine, build_source(soup, engine, response_length=RESPONSE, last_step=last_step)
+
+
+def check_group(group, step, engine, soup):
+    """A prompt's prefixes fit their place, and say whose they are."""
+    number = engine.handed[step][group.prompt_key]
+    for session, prefix in group.by_session.items():
+        assert 0 <= session < N and len(prefix) <= RESPONSE and prefix.prompt_hash == prompt_hash([1, 10 + number])
+        assert prefix.complete or len(prefix) < RESPONSE
+        assert EOS not in (prefix.token_ids[:-1] if prefix.complete else prefix.token_ids)
+        if prefix.historical:
+            assert prefix.policy_version in range(step) or prefix.policy_version == UNLEARNED
+            scored = -0.25 if soup.behavior_log_probs == "actor" else -0.5
+            assert set(prefix.log_probs[prefix.head :]) == {scored} and set(prefix.log_probs[: prefix.head]) <= {-0.5}
+
+
+SECTIONS = [
+    {"source": "lookahead", "lookahead": {"age": 2}},
+    {"source": "lookahead", "lookahead": {"age": [1, 3]}, "warm_start": True},
+    {"source": "snapshot"},
+    {"source": "snapshot", "position": "middle", "snapshot": {"capacity": 2}},
+    {"source": "snapshot", "position": "suffix", "warm_start": True},
+    {"source": "snapshot", "position": "whole", "snapshot": {"every": 2, "capacity": 1, "choice": "latest"}},
+    {"source": "forget"},
+    {"source": "forget", "position": "whole"},
+]
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=str)
+@settings(max_examples=10)
+@given(
+    batch=st.integers(1, 4),
+    workers=st.integers(1, 5),
+    ranks=st.integers(1, 3),
+    last_step=st.integers(1, 6),
+    actor=st.booleans(),
+    when=st.sampled_from(["always", "unsolved"]),
+    rates=st.randoms(use_true_random=False),
+)
+def test_a_run_gets_prefixes_of_its_own_prompts(section, batch, workers, ranks, last_step, actor, when, rates):
+    soup = SoupConfig.parse(section | {"behavior_log_probs": "actor" if actor else "rollout"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "get", lambda refs: refs)
+        run = Run(Queue(partition_id=SCORES).stand_in(patch), ranks)
+        engine, source = started(soup, run, batch=batch, workers=workers, last_step=last_step, when=when)
+        engine.handed = {}
+        prompts = map(int, itertools.cycle(range(8)))
+        run.held = 0
+        source.before_first_step(1)
+        for step in range(1, last_step + 1):
+            groups = source.prefixes(step)
+            numbers = [next(prompts) for _ in range(batch)]
+            keys = [prompt_key(next(engine.loader)["raw_prompt"][0]) for _ in range(batch)]
+            engine.handed[step], engine.fetched_step = dict(zip(keys, numbers, strict=True)), step
+            assert groups is None or [g.prompt_key for g in groups] == keys
+            for group in groups or []:
+                check_group(group, step, engine, soup)
+            source.after_submit(step)
+            source.before_sleep()
+            run.held = None
+            source.before_update(step)
+            run.actor = step
+            for key in keys:
+                engine.solved.record(key, float(rates.random() < 0.5))
+            source.after_update(step)
+            assert run.held is None and run.actor == step and run.lent is None and run.queue.rows == {}
+            run.held = step
