@@ -5,6 +5,7 @@ refuse is refused."""
 import asyncio
 import itertools
 import random
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -16,17 +17,18 @@ from tensordict import TensorDict
 from verl.workers.rollout.replica import TokenOutput
 
 from soup_verl.method.config import SoupConfig
-from soup_verl.method.history import build_source
+from soup_verl.method.history import PromptBlocks, build_source
 from soup_verl.method.history.prefixes import prompt_hash
 from soup_verl.method.mixing import UNLEARNED, SolvedRates
 from soup_verl.method.step import plan_of_run
+from soup_verl.stack.dynamic_sampling import DynamicPolicyEngine
 from soup_verl.stack.kept_policies import KeptPolicies
 from soup_verl.stack.policy_engine import SCORES, Rescoring, TrainerPolicyEngine, Unlearning, prompt_key
 from soup_verl.stack.prefix_sampler import PrefixSampler
 from soup_verl.stack.prompt_stream import ReadAheadLoader
 from soup_verl.stack.rollout import SoupAgentLoopManager, SoupAgentLoopWorker
 from tests.unit.stack.server import tokens_allowed
-from tests.unit.stack.test_policy_engine import Batches
+from tests.unit.stack.test_policy_engine import Batches, chat
 from tests.unit.stack.transfer_queue import Queue
 
 EOS, N, RESPONSE = 2, 4, 8
@@ -128,10 +130,11 @@ class Worker(SoupAgentLoopWorker):
         return PrefixSampler(self.run, self._opening, RESPONSE, frozenset({EOS}), 0)
 
 
-def started(soup, run, *, batch, workers, last_step, when):
+def started(soup, run, *, batch, workers, last_step, when, blocks=None):
     manager = SoupAgentLoopManager.__new__(SoupAgentLoopManager)
     manager.agent_loop_workers = [Worker(run) for _ in range(workers)]
-    engine = TrainerPolicyEngine(
+    kind = TrainerPolicyEngine if blocks is None else partial(DynamicPolicyEngine, blocks=blocks)
+    engine = kind(
         loader=ReadAheadLoader(Batches()),
         fetches=batch,
         planner=plan_of_run(soup, n=N, response_length=RESPONSE, last_step=last_step),
@@ -145,9 +148,9 @@ def started(soup, run, *, batch, workers, last_step, when):
     return engine, build_source(soup, engine, response_length=RESPONSE, last_step=last_step)
 
 
-def check_group(group, step, engine, soup):
-    """A prompt's prefixes fit their place, and say whose they are."""
-    number = engine.handed[step][group.prompt_key]
+def check_group(group, step, number, soup):
+    """The prefixes of prompt `number` fit their place, and say whose they are."""
+    assert group.prompt_key == prompt_key(chat(number))
     for session, prefix in group.by_session.items():
         assert 0 <= session < N and len(prefix) <= RESPONSE and prefix.prompt_hash == prompt_hash([1, 10 + number])
         assert prefix.complete or len(prefix) < RESPONSE
@@ -187,25 +190,65 @@ def test_a_run_gets_prefixes_of_its_own_prompts(section, batch, workers, ranks, 
         patch.setattr(ray, "get", lambda refs: refs)
         run = Run(Queue(partition_id=SCORES).stand_in(patch), ranks)
         engine, source = started(soup, run, batch=batch, workers=workers, last_step=last_step, when=when)
-        engine.handed = {}
-        prompts = map(int, itertools.cycle(range(8)))
+        prompts = itertools.cycle(range(8))
         run.held = 0
         source.before_first_step(1)
         for step in range(1, last_step + 1):
             groups = source.prefixes(step)
             numbers = [next(prompts) for _ in range(batch)]
-            keys = [prompt_key(next(engine.loader)["raw_prompt"][0]) for _ in range(batch)]
-            engine.handed[step], engine.fetched_step = dict(zip(keys, numbers, strict=True)), step
-            assert groups is None or [g.prompt_key for g in groups] == keys
-            for group in groups or []:
-                check_group(group, step, engine, soup)
+            for _ in numbers:
+                next(engine.loader)
+            engine.fetched_step = step
+            for group, number in zip(groups or [None] * batch, numbers, strict=True):
+                if group is not None:
+                    check_group(group, step, number, soup)
             source.after_submit(step)
             source.before_sleep()
             run.held = None
             source.before_update(step)
             run.actor = step
-            for key in keys:
-                engine.solved.record(key, float(rates.random() < 0.5))
+            for number in numbers:
+                engine.solved.record(prompt_key(chat(number)), float(rates.random() < 0.5))
+            source.after_update(step)
+            assert run.held is None and run.actor == step and run.lent is None and run.queue.rows == {}
+            run.held = step
+
+
+@pytest.mark.parametrize("section", [SECTIONS[0], SECTIONS[1], SECTIONS[2], SECTIONS[5]], ids=str)
+@settings(max_examples=15)
+@given(
+    batch=st.integers(1, 3),
+    workers=st.integers(1, 4),
+    takes=st.lists(st.lists(st.integers(1, 3), max_size=2), min_size=1, max_size=6),
+    actor=st.booleans(),
+)
+def test_so_does_every_refill_of_dynamic_sampling(section, batch, workers, takes, actor):
+    soup = SoupConfig.parse(section | {"behavior_log_probs": "actor" if actor else "rollout"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "get", lambda refs: refs)
+        run, blocks = Run(Queue(partition_id=SCORES).stand_in(patch), 1), PromptBlocks(batch)
+        how = {"batch": batch, "workers": workers, "last_step": len(takes), "when": "always", "blocks": blocks}
+        engine, source = started(soup, run, **how)
+        prompts = itertools.cycle(range(8))
+
+        def take(count):
+            for group, number in zip(blocks.take(count, source), itertools.islice(prompts, count), strict=True):
+                next(engine.loader)
+                if group is not None:
+                    check_group(group, step, number, soup)
+
+        run.held = 0
+        source.before_first_step(1)
+        for step, refills in enumerate(takes, 1):
+            take(batch)
+            source.after_submit(step)
+            for count in refills:
+                take(count)
+            source.before_sleep()
+            run.held = None
+            source.before_update(step)
+            run.actor = step
+            blocks.end_step(step, source)
             source.after_update(step)
             assert run.held is None and run.actor == step and run.lent is None and run.queue.rows == {}
             run.held = step
