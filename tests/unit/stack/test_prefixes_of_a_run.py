@@ -8,6 +8,7 @@ import random
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import ray
 import torch
@@ -17,7 +18,7 @@ from tensordict import TensorDict
 from verl.workers.rollout.replica import TokenOutput
 
 from soup_verl.method.config import SoupConfig
-from soup_verl.method.history import PromptBlocks, build_source
+from soup_verl.method.history import PolicyResponse, PromptBlocks, build_source
 from soup_verl.method.history.prefixes import prompt_hash
 from soup_verl.method.mixing import UNLEARNED, SolvedRates
 from soup_verl.method.step import plan_of_run
@@ -26,7 +27,7 @@ from soup_verl.stack.kept_policies import KeptPolicies
 from soup_verl.stack.policy_engine import SCORES, Rescoring, TrainerPolicyEngine, Unlearning, prompt_key
 from soup_verl.stack.prefix_sampler import PrefixSampler
 from soup_verl.stack.prompt_stream import ReadAheadLoader
-from soup_verl.stack.rollout import SoupAgentLoopManager, SoupAgentLoopWorker
+from soup_verl.stack.rollout import SoupAgentLoopManager, SoupAgentLoopWorker, token_key
 from tests.unit.stack.server import tokens_allowed
 from tests.unit.stack.test_policy_engine import Batches, chat
 from tests.unit.stack.transfer_queue import Queue
@@ -157,8 +158,16 @@ def check_group(group, step, number, soup):
         assert EOS not in (prefix.token_ids[:-1] if prefix.complete else prefix.token_ids)
         if prefix.historical:
             assert prefix.policy_version in range(step) or prefix.policy_version == UNLEARNED
-            scored = -0.25 if soup.behavior_log_probs == "actor" else -0.5
+            scored = -0.25 if soup.behavior_log_probs == "actor" and soup.source != "replay" else -0.5
             assert set(prefix.log_probs[prefix.head :]) == {scored} and set(prefix.log_probs[: prefix.head]) <= {-0.5}
+
+
+def responses_to(numbers, version):
+    """On-policy responses to prompts, for a source that stores them."""
+    ids, log_probs = np.array([5, 6, 7], np.int32), np.full(3, -0.5, np.float32)
+    keys = {token_key(100 + number, [1, 10 + number]) for number in numbers}
+    own = {"ended": True, "end_token_id": EOS, "end_log_prob": -0.5}
+    return [PolicyResponse(key, ids, log_probs, version, 1.0, **own) for key in sorted(keys)]
 
 
 SECTIONS = [
@@ -170,6 +179,8 @@ SECTIONS = [
     {"source": "snapshot", "position": "whole", "snapshot": {"every": 2, "capacity": 1, "choice": "latest"}},
     {"source": "forget"},
     {"source": "forget", "position": "whole"},
+    {"source": "replay"},
+    {"source": "replay", "position": "whole"},
 ]
 
 
@@ -205,6 +216,8 @@ def test_a_run_gets_prefixes_of_its_own_prompts(section, batch, workers, ranks, 
             source.after_submit(step)
             source.before_sleep()
             run.held = None
+            if source.wants_responses:
+                source.observe_responses(responses_to(numbers, step - 1))
             source.before_update(step)
             run.actor = step
             for number in numbers:
@@ -214,7 +227,7 @@ def test_a_run_gets_prefixes_of_its_own_prompts(section, batch, workers, ranks, 
             run.held = step
 
 
-@pytest.mark.parametrize("section", [SECTIONS[0], SECTIONS[1], SECTIONS[2], SECTIONS[5]], ids=str)
+@pytest.mark.parametrize("section", [*SECTIONS[:3], SECTIONS[5], *SECTIONS[-2:]], ids=str)
 @settings(max_examples=15)
 @given(
     batch=st.integers(1, 3),
@@ -232,10 +245,13 @@ def test_so_does_every_refill_of_dynamic_sampling(section, batch, workers, takes
         prompts = itertools.cycle(range(8))
 
         def take(count):
+            start = blocks.handed
             for group, number in zip(blocks.take(count, source), itertools.islice(prompts, count), strict=True):
                 next(engine.loader)
                 if group is not None:
                     check_group(group, step, number, soup)
+            if source.wants_responses:
+                source.observe_responses(responses_to([i % 8 for i in range(start, blocks.handed)], step - 1))
 
         run.held = 0
         source.before_first_step(1)
