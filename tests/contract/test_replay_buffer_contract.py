@@ -4,44 +4,32 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tensordict import TensorDict
 from verl.trainer.ppo.v1 import replay_buffer
 
 from soup_verl.stack.dynamic_sampling import NotingReplayBuffer
+from tests.unit.stack.transfer_queue import Queue
 
 pytestmark = pytest.mark.contract
 
 N = 2
 
 
-class Queue:
-    """TransferQueue's keys and tags of one partition, and every trajectory's reward."""
-
-    def __init__(self):
-        self.tags, self.rewards = {}, {}
+class Prompts(Queue):
+    """Prompts, each with as many trajectories as it has rewards."""
 
     def finish(self, uid, rewards):
-        self.tags[uid] = {"is_prompt": True, "status": "finished", "global_steps": 1}
-        for session, reward in enumerate(rewards):
-            self.tags[f"{uid}_{session}_0"] = {"seq_len": 1}
-            self.rewards[f"{uid}_{session}_0"] = reward
-
-    def kv_list(self):
-        return {"train": dict(self.tags)}
-
-    def kv_clear(self, partition_id, keys):
-        for key in keys:
-            del self.tags[key]
-
-    def kv_batch_get(self, keys, partition_id, select_fields):
-        assert select_fields == ["rm_scores"]
-        return {"rm_scores": [torch.tensor([self.rewards[key]]) for key in keys]}
+        self.kv_batch_put([uid], "train", tags=[{"is_prompt": True, "status": "finished", "global_steps": 1}])
+        scores = torch.nested.as_nested_tensor([torch.tensor([reward]) for reward in rewards], layout=torch.jagged)
+        keys = [f"{uid}_{session}_0" for session in range(len(rewards))]
+        fields = TensorDict({"rm_scores": scores}, batch_size=len(rewards))
+        self.kv_batch_put(keys, "train", fields, tags=[{"seq_len": 1}] * len(rewards))
 
 
 @pytest.fixture
 def sampled(monkeypatch):
     """`sampled(of)`: two prompts' batch, sampled while refill number k has rewards `of(k)`; what happened, in order."""
-    queue, events = Queue(), []
-    monkeypatch.setattr(replay_buffer, "tq", queue)
+    queue, events = Prompts().stand_in(monkeypatch), []
     numbers = iter(range(99))
 
     def run(rewards_of):
@@ -66,7 +54,7 @@ def sampled(monkeypatch):
         submit(2)
 
         def note(batch):
-            assert all(key in queue.tags for key in batch.keys), "shown too late"
+            assert all(key in queue.rows for key in batch.keys), "shown too late"
             events.append(("dropped", sorted(batch.keys)))
 
         batch, metrics = NotingReplayBuffer(buffer, note).sample(1, "train", 2)

@@ -18,6 +18,7 @@ from soup_verl.method.mixing import PrefixRequest
 from soup_verl.stack import rollout
 from soup_verl.stack.session import FACTS
 from tests.unit import preflight_files as files
+from tests.unit.stack.server import tokens_allowed
 
 TOOLS = Path(__file__).parents[2] / "examples" / "tools"
 sys.path[:0] = [str(TOOLS), *(str(TOOLS.parent / folder) for folder in ("common", "quickstart"))]
@@ -25,6 +26,9 @@ sys.path[:0] = [str(TOOLS), *(str(TOOLS.parent / folder) for folder in ("common"
 pytestmark = pytest.mark.contract
 QUESTION = [{"role": "user", "content": "2+0+1="}]
 ROW = {"raw_prompt": QUESTION, "index": 7, "agent_name": "tool_agent"}
+
+
+BUDGETS = {"prompt_length": 64, "response_length": 120}
 
 
 class Engine:
@@ -43,7 +47,7 @@ class Engine:
         turn = f"{CALL}2+{len(answers)}{CALL_END}" if len(answers) < 2 else self.last.format(self.version, answers[-1])
         given = self.tokenizer.encode(said)
         rest = [*self.tokenizer.encode(turn), self.tokenizer.eos_token_id][len(given) :]
-        rest = rest[: sampling_params.get("max_tokens", 10**9)]
+        rest = rest[: tokens_allowed(prompt_ids, sampling_params, **BUDGETS)]
         log_probs = [-self.version - (len(given) + i) / 1000 for i in range(len(rest))]
         versions = dict.fromkeys(("global_steps", "min_global_steps", "max_global_steps"), self.version)
         return TokenOutput(token_ids=rest, log_probs=log_probs, stop_reason="completed", extra_fields=versions)
@@ -68,8 +72,8 @@ def worker(folder, monkeypatch):
     config = files.configure(
         platform="cpu",
         actor_rollout_ref__model__path=folder,
-        data__max_prompt_length=64,
-        data__max_response_length=120,
+        data__max_prompt_length=BUDGETS["prompt_length"],
+        data__max_response_length=BUDGETS["response_length"],
         actor_rollout_ref__rollout__multi_turn__function_tool_path=TOOLS / "calculator.py",
         soup__prefix_length__high=40,
     )

@@ -8,11 +8,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from tensordict import NonTensorStack, TensorDict
+from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.metric_utils import process_validation_metrics
 from verl.trainer.ppo.v1 import PPOTrainerSync, trainer_base
 
 from soup_verl.stack.trainer import SoupTrainer
 from tests.contract.verl_trainer import recording, run_of
+from tests.unit.stack.transfer_queue import Queue
 
 pytestmark = pytest.mark.contract
 
@@ -62,39 +64,38 @@ def test_missing_responses_are_told(caplog):
 
 def test_verl_tells_rows_of_the_data_apart_and_counts_a_sessions_last_output(monkeypatch):
     """Two rows with the same text, two responses each, the first of which has two outputs."""
-    stored, given = {}, {}
+    queue, given = Queue(partition_id="val").stand_in(monkeypatch), {}
 
-    def jagged(values):
-        return torch.nested.as_nested_tensor([torch.tensor([float(v)]) for v in values], layout=torch.jagged)
+    def jagged(*values):
+        return torch.nested.as_nested_tensor([torch.tensor([v]) for v in values], layout=torch.jagged)
 
     def generate(batch):
         assert list(batch["uid"])[0] != list(batch["uid"])[1]
         for uid in batch["uid"]:
-            for session, outputs in ((0, (0.0, 0.25)), (1, (1.0,))):
-                stored.update({f"{uid}_{session}_{i}": score for i, score in enumerate(outputs)})
+            for session, scores in ((0, (0.0, 0.25)), (1, (1.0,))):
+                count = len(scores)
+                columns = {
+                    "prompts": jagged(*[1] * count),
+                    "responses": jagged(*[1] * count),
+                    "uid": NonTensorStack(*[uid] * count),
+                    "rm_scores": jagged(*scores),
+                    "num_turns": torch.ones(count),
+                    "data_source": NonTensorStack(*["a/b"] * count),
+                    "extra_fields": NonTensorStack(*({"reward_extra_info": {"acc": score}} for score in scores)),
+                }
+                keys = [f"{uid}_{session}_{i}" for i in range(count)]
+                queue.kv_batch_put(keys, "val", TensorDict(columns, batch_size=count), [{} for _ in keys])
 
-    def get(keys, partition_id, select_fields):
-        scores = [stored[key] for key in keys]
-        words = torch.nested.as_nested_tensor([torch.tensor([1])] * len(keys), layout=torch.jagged)
-        columns = {
-            "prompts": words,
-            "responses": words,
-            "uid": NonTensorStack(*(key.split("_")[0] for key in keys)),
-            "rm_scores": jagged(scores),
-            "num_turns": torch.ones(len(keys)),
-            "data_source": NonTensorStack(*["a/b"] * len(keys)),
-            "extra_fields": NonTensorStack(*({"reward_extra_info": {"acc": score}} for score in scores)),
-        }
-        chosen = {name: columns[name] for name in select_fields if name in columns}
-        return TensorDict(chosen, batch_size=len(keys))
-
-    queue = SimpleNamespace(kv_batch_put=lambda **_: None, kv_batch_get=get, kv_clear=lambda **_: None)
-    monkeypatch.setattr(trainer_base, "tq", queue)
     trainer = recording([], run_of())
     trainer.config.actor_rollout_ref.rollout.val_kwargs.n = 2
     trainer.val_dataloader = [{"raw_prompt": np.array(["same"] * 2, dtype=object), "data_source": ["a/b"] * 2}]
     trainer.agent_loop_manager = SimpleNamespace(generate_sequences=generate)
-    sample = lambda **_: (SimpleNamespace(keys=list(stored), partition_id="val"), {})  # noqa: E731
+
+    def sample(**_):
+        keys = [key for key in queue.rows if "_" in key]
+        queue.kv_clear([key for key in queue.rows if "_" not in key], "val")
+        return KVBatchMeta(keys=keys, tags=[{} for _ in keys], partition_id="val"), {}
+
     trainer.replay_buffer = SimpleNamespace(sample=sample)
     trainer.reward_loop_manager = SimpleNamespace(reward_loop_worker_handles=[])
     trainer.tokenizer = SimpleNamespace(pad_token_id=0, decode=lambda ids, **_: "text")

@@ -60,6 +60,16 @@ def speak(settings, request):
     return Response(request.key, ids, "stop" if END in ids else "length")
 
 
+def check_taken(settings, requests):
+    """vLLM takes these requests, answers none of them short of its limit, and is not started for nothing."""
+    assert requests, "a model is loaded for no request"
+    assert len({request.key for request in requests}) == len(requests), "a response is sampled twice"
+    assert settings.temperature >= 0 and 0 < settings.top_p <= 1
+    for request in requests:
+        assert request.token_ids and request.max_tokens >= 1 and 0 <= request.seed < 1 << 63
+        assert len(request.token_ids) + request.max_tokens <= settings.max_model_len
+
+
 class MadeUpEngine:
     """Stands in for `engine.sample`; fails after `lives` batches in all."""
 
@@ -67,6 +77,7 @@ class MadeUpEngine:
         self.calls, self.lives, self.running = [], 10**9, 0
 
     def __call__(self, settings, requests):
+        check_taken(settings, requests)
         self.calls.append((settings, requests))
         shuffled = random.Random(len(requests)).sample(requests, len(requests))
         self.running += 1

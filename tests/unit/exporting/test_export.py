@@ -1,11 +1,13 @@
 """What is refused before anything is written, and what a refusal leaves: nothing. The merge itself is in tests/e2e."""
 
+import inspect
 import json
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import HfApi
 
 from soup_verl.evaluation import checkpoints
 from soup_verl.exporting.__main__ import main
@@ -38,9 +40,11 @@ def token(monkeypatch):
 
     class Api:
         def create_repo(self, name, **how):
+            inspect.signature(HfApi.create_repo).bind(self, name, **how)
             asked.append((name, how))
 
         def upload_folder(self, **how):
+            inspect.signature(HfApi.upload_folder).bind(self, **how)
             if not asked:
                 raise AssertionError("no repository yet")
             asked.append(how)

@@ -17,6 +17,7 @@ from soup_verl.method.step import trained_tokens
 from soup_verl.stack import batch as batches
 from soup_verl.stack.rollout import token_key
 from soup_verl.stack.session import FACTS
+from tests.unit.stack.transfer_queue import Queue
 
 
 def nested(*rows, dtype=torch.float32):
@@ -25,34 +26,6 @@ def nested(*rows, dtype=torch.float32):
 
 def stack(*values):
     return NonTensorStack(*(NonTensorData(v) for v in values))
-
-
-class Queue:
-    """TransferQueue of one partition: a dict of fields a key."""
-
-    def __init__(self, rows):
-        self.rows = rows
-
-    def kv_batch_get(self, *, keys, partition_id, select_fields):
-        assert partition_id == "train"
-        rows = [self.rows[key] for key in keys]
-        found = TensorDict({}, batch_size=len(keys))
-        for name in select_fields:
-            values = [row[name] for row in rows if name in row]
-            if not values:
-                continue  # a field that no row has is left out
-            tensors = isinstance(values[0], torch.Tensor)
-            if tensors and values[0].ndim == 0:
-                found[name] = torch.stack(values)
-            else:
-                found[name] = torch.nested.as_nested_tensor(values, layout=torch.jagged) if tensors else stack(*values)
-        return found
-
-    def kv_batch_put(self, *, keys, partition_id, fields):
-        assert partition_id == "train" and len(fields) == len(keys)
-        for name, value in fields.items():
-            for key, row in zip(keys, value.unbind(), strict=True):
-                self.rows[key][name] = row
 
 
 def row(response, *, prompt=(1, 2), index=0, prefix=(), version=-1, uid="p", rewards=None, **fields):
@@ -88,9 +61,7 @@ def stored(monkeypatch):
 
     def put(rows, tags=None):
         keys = [f"{r['uid']}_{i}_0" for i, r in enumerate(rows)]
-        queue = Queue(dict(zip(keys, rows, strict=True)))
-        for name in ("kv_batch_get", "kv_batch_put"):
-            monkeypatch.setattr(batches.tq, name, getattr(queue, name))
+        queue = Queue(dict(zip(keys, rows, strict=True))).stand_in(monkeypatch)
         meta = KVBatchMeta(partition_id="train", keys=keys, tags=tags or [{} for _ in rows])
         return meta, queue
 

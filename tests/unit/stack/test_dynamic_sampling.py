@@ -1,13 +1,13 @@
 """Dynamic sampling: prompts by ordinal on their way to the workers, refills in the trainer."""
 
 import asyncio
+import itertools
 from types import SimpleNamespace
 
 import pytest
-import torch
-from tensordict import NonTensorData, NonTensorStack, TensorDict
+from transfer_queue import KVBatchMeta
 from verl.experimental.agent_loop import AgentLoopWorker
-from verl.trainer.ppo.v1 import PPOTrainerSync
+from verl.trainer.ppo.v1 import trainer_base
 
 from soup_verl.method.config import SoupConfig
 from soup_verl.method.history import GroupPrefixes, Prefix, PrefixSource, PromptBlocks, PromptPlan
@@ -19,7 +19,9 @@ from soup_verl.stack.prompt_stream import ReadAheadLoader
 from soup_verl.stack.rollout import GROUP_PREFIXES, ORDINAL, SoupAgentLoopWorker
 from soup_verl.stack.session import held
 from tests.unit.stack import test_policy_engine as over_batches
+from tests.unit.stack.test_batch import row
 from tests.unit.stack.test_trainer import mixing_trainer
+from tests.unit.stack.transfer_queue import Queue
 
 PREFIX = Prefix((5,), (-0.5,), 0)
 
@@ -112,7 +114,8 @@ class Source(Nothing):
 
 @pytest.fixture
 def trainer(monkeypatch):
-    """A trainer of step 4 whose next prompts are numbered; two a step, of which the first five have prefixes."""
+    """A trainer of step 4 under verl's own fetching and submission: prompts are numbered, their uids are u0 and so on;
+    two a step, of which the first five have prefixes."""
     source = Source([prompt_key(over_batches.chat(i)) for i in range(5)])
     instance = mixing_trainer(source)
     instance.config.data.train_batch_size = 2
@@ -120,21 +123,12 @@ def trainer(monkeypatch):
     instance._blocks.end_step(3, Nothing())
     instance._blocks._blocks = {4: range(5)}
     instance._place_of_uid, instance._key_of_uid, instance._sampled = {}, {}, None
-    numbers = iter(range(99))
-
-    def fetch(self, count):
-        prompts = [next(numbers) for _ in range(count or 2)]
-        columns = {
-            "raw_prompt": [over_batches.chat(i) for i in prompts],
-            "uid": [f"u{i}" for i in prompts],
-        }
-        return TensorDict(
-            {name: NonTensorStack(*map(NonTensorData, values)) for name, values in columns.items()},
-            batch_size=len(prompts),
-        )
-
-    monkeypatch.setattr(PPOTrainerSync, "_next_train_batch", fetch)
-    monkeypatch.setattr(PPOTrainerSync, "_submit_batch_to_rollout", lambda self, batch: len(batch))
+    instance.config.data.gen_batch_size = 1  # what verl asks for with refills
+    instance.train_dataloader, instance.train_dataloader_it = ReadAheadLoader(over_batches.Batches()), None
+    instance.trainer_mode, instance.agent_loop_manager = "sync", SimpleNamespace(generate_sequences=lambda batch: None)
+    Queue().stand_in(monkeypatch)
+    names = map("u{}".format, itertools.count())
+    monkeypatch.setattr(trainer_base, "uuid", SimpleNamespace(uuid4=lambda: next(names)))
     return instance
 
 
@@ -163,16 +157,20 @@ def test_prefixes_of_another_prompt_are_never_used(trainer):
         trainer._next_train_batch(None)
 
 
+KINDS = [{}, {}, {"prefix": [0], "version": 2}, {"prefix": [0], "version": 2}]
+
+
 def test_dropped_groups_reach_the_gate_and_the_source(trainer, monkeypatch):
+    """Before a stage of the step has computed anything: rows have what the worker put there."""
     trainer._next_train_batch(None)
     keys = [prompt_key(over_batches.chat(i)) for i in range(2)]
-    dropped = SimpleNamespace(
-        uids=["u1"] * 4,
-        is_mixed=torch.tensor([False, False, True, True]),
-        solved=torch.tensor([False, False, True, False]),
-    )
-    monkeypatch.setattr(type(trainer), "_read", lambda *_, **__: SimpleNamespace(responses=dropped))
-    trainer._discard("batch")
+    rewards = (0.0, 0.0, 1.0, 0.0)
+    rows = [row([5, 2], uid="u1", rewards=[0.0, r], **kind) for r, kind in zip(rewards, KINDS, strict=True)]
+    for each in rows:
+        del each["old_log_probs"], each["entropy"]
+    stored = {f"u1_{session}_0": each for session, each in enumerate(rows)}
+    Queue(stored).stand_in(monkeypatch)
+    trainer._discard(KVBatchMeta(partition_id="train", keys=list(stored), tags=[{} for _ in stored]))
     assert trainer._history.solved.rates == {keys[1]: 0.25}
     assert trainer._source.told == [({keys[1]: 0.0}, {keys[1]: 0.5})]
     assert trainer._history._discarded == [False, False, True, False]

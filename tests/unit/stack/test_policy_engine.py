@@ -1,17 +1,30 @@
 """What a source asks, on its way to the trainer's workers. The actor's forward pass itself runs in tests/e2e."""
 
+import inspect
+
 import pytest
 import torch
 from PIL import Image
+from tensordict import TensorDict
+from verl.checkpoint_engine import CheckpointEngineManager
+from verl.utils.dataset.rl_dataset import collate_fn
 
 from soup_verl.method.history import GroupPrefixes, Prefix, PromptPlan
 from soup_verl.method.mixing import MixingPlanner, PrefixRequest, Schedule, SolvedRates
 from soup_verl.method.sections import ForgetConfig
 from soup_verl.stack import policy_engine
-from soup_verl.stack.actor_worker import FORGET
-from soup_verl.stack.policy_engine import Rescoring, TrainerPolicyEngine, Unlearning, log_probs_of_actor, prompt_key
+from soup_verl.stack.actor_worker import FORGET, SoupActorWorker
+from soup_verl.stack.policy_engine import (
+    SCORES,
+    Rescoring,
+    TrainerPolicyEngine,
+    Unlearning,
+    log_probs_of_actor,
+    prompt_key,
+)
 from soup_verl.stack.prompt_stream import ReadAheadLoader
-from soup_verl.stack.rollout import token_key
+from soup_verl.stack.rollout import SoupAgentLoopManager, token_key
+from tests.unit.stack.transfer_queue import Queue
 
 CHAT = [{"role": "user", "content": "1+1?"}]
 
@@ -47,8 +60,10 @@ def chat(number):
 
 
 class Batches:
+    """Columns as verl's data loader has them."""
+
     def __iter__(self):
-        return iter({"raw_prompt": [chat(i)], "index": [100 + i]} for i in range(8))
+        return iter(collate_fn([{"raw_prompt": chat(i), "index": 100 + i}]) for i in range(8))
 
     def __len__(self):
         return 8
@@ -58,15 +73,19 @@ class Batches:
 
 
 class Manager:
-    """Notes what it is asked; a prompt's token ids are 1 and its number."""
+    """Notes what it is asked, which `SoupAgentLoopManager` would take; a prompt's token ids are 1 and its number."""
 
     def __init__(self):
         self.calls = []
 
     def prompt_ids(self, step, prompts):
+        assert prompts, "nobody is asked for no prompts: the real manager has no shares of them"
         return [[1, int(p["raw_prompt"][0]["content"])] for p in prompts]
 
     def request_prefixes(self, step, prompts, plan, **kwargs):
+        inspect.signature(SoupAgentLoopManager.request_prefixes).bind(None, step, prompts, plan, **kwargs)
+        assert prompts, "nobody is asked for no prompts: the real manager has no shares of them"
+        assert len(prompts) == len(plan) == len(kwargs.get("heads") or plan), "one plan and one group of heads a prompt"
         self.calls.append((step, [p["raw_prompt"][0]["content"] for p in prompts], plan, kwargs))
         return "pending"
 
@@ -205,33 +224,26 @@ class Scorer:
 
     def __init__(self, monkeypatch, ranks):
         self._dispatch_info = {}
-        self.ranks, self.stored, self.cleared = ranks, {}, []
-        monkeypatch.setattr(policy_engine.tq, "kv_batch_put", self._put)
-        monkeypatch.setattr(policy_engine.tq, "kv_batch_get", self._get)
-        monkeypatch.setattr(policy_engine.tq, "kv_clear", self._clear)
+        self.ranks, self.queue, self.stored = ranks, Queue(partition_id=SCORES).stand_in(monkeypatch), {}
 
     def _query_dispatch_info(self, mesh):
         assert mesh == "actor"
         return list(range(self.ranks))
 
-    def _put(self, *, keys, partition_id, fields, tags):
-        assert partition_id == policy_engine.SCORES and len(keys) == len(tags) == len(fields)
-        self.stored = {"keys": keys, "fields": fields, "tags": tags}
+    def _take(self, batch):
+        """Note a batch, as each rank reads its share of it from the queue."""
+        assert len(batch.keys) % self.ranks == 0, "every rank has as many rows"
+        fields = self.queue.kv_batch_get(batch.keys, batch.partition_id)
+        self.settings, self.stored = batch.extra_info, {"keys": batch.keys, "fields": fields}
+        assert [tag["seq_len"] for tag in batch.tags] == [len(row) for row in fields["input_ids"].unbind()]
+        assert self.queue.kv_list()[SCORES] == dict(zip(batch.keys, batch.tags, strict=True))
 
     def compute_log_prob(self, batch):
-        assert batch.keys == self.stored["keys"] and len(batch.keys) % self.ranks == 0
-        self.settings = batch.extra_info
+        self._take(batch)
         ids = self.stored["fields"]["input_ids"].unbind()
-        assert [t["seq_len"] for t in self.stored["tags"]] == [len(row) for row in ids]
         rows = [-(torch.roll(row, -1) + torch.roll(torch.arange(len(row)), -1) / 100).double() for row in ids]
-        self.output = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
-
-    def _get(self, *, keys, partition_id, select_fields):
-        assert keys == self.stored["keys"] and select_fields == ["log_probs", "response_mask"]
-        return {"log_probs": self.output, "response_mask": self.stored["fields"]["response_mask"]}
-
-    def _clear(self, *, keys, partition_id):
-        self.cleared.append((keys, partition_id))
+        output = TensorDict({"log_probs": torch.nested.as_nested_tensor(rows, layout=torch.jagged)}, len(rows))
+        self.queue.kv_batch_put(batch.keys, batch.partition_id, output)
 
 
 @pytest.mark.parametrize(("ranks", "rows_a_rank", "rows"), [(1, 1, 3), (2, 1, 4), (4, 1, 4), (2, 3, 6), (1, 32, 32)])
@@ -243,7 +255,24 @@ def test_the_actor_scores_response_tokens_only_and_the_queue_is_left_empty(monke
     assert [pytest.approx(row) for row in expected] == scores
     assert len(scorer.stored["keys"]) == rows
     assert scorer.settings == {"calculate_entropy": False, "compute_loss": False, "temperature": 0.7}
-    assert scorer.cleared == [(scorer.stored["keys"], policy_engine.SCORES)]
+    assert scorer.queue.rows == {}
+
+
+class NotingGroup:
+    """Stands in for a worker group or checkpoint manager: notes the calls, which one of these classes would take."""
+
+    def __init__(self, calls, *kinds):
+        self._calls, self._kinds = calls, kinds
+
+    def __getattr__(self, method):
+        real = next((getattr(kind, method) for kind in self._kinds if hasattr(kind, method)), None)
+        assert real is not None, f"nobody has {method}"
+
+        def note(*args):
+            inspect.signature(real).bind(None, *args)
+            self._calls.append((method, *args))
+
+        return note
 
 
 # ---- unlearning ----
@@ -255,14 +284,18 @@ OWN = [
 
 
 class Unlearner(Scorer):
+    def __init__(self, monkeypatch, ranks):
+        super().__init__(monkeypatch, ranks)
+        self.calls = []
+        self._noting = NotingGroup(self.calls, SoupActorWorker)
+
     def unlearn(self, batch):
-        self.settings, self.calls = batch.extra_info, [*self.calls, "unlearn"]
+        self._take(batch)
+        self.calls.append("unlearn")
         return {"metrics": {"grad_norms": [0.5]}}
 
-    calls = ()
-
     def __getattr__(self, method):
-        return lambda *args: setattr(self, "calls", [*self.calls, (method, *args)])
+        return getattr(self._noting, method)
 
 
 def test_the_actor_unlearns_whole_responses_padded_with_rows_that_do_not_count(monkeypatch):
@@ -270,7 +303,7 @@ def test_the_actor_unlearns_whole_responses_padded_with_rows_that_do_not_count(m
     engine = engine_of(unlearning=Unlearning(16, 0.7, 2))
     engine.workers = workers
     with engine.actor_unlearned(2, OWN, ForgetConfig(lr=0.25)) as norms:
-        workers.calls = [*workers.calls, "inside"]
+        workers.calls.append("inside")
     assert norms == [0.5]
     assert workers.calls == [
         ("save_model_to_cpu", "soup_current"),
@@ -288,26 +321,16 @@ def test_the_actor_unlearns_whole_responses_padded_with_rows_that_do_not_count(m
     assert fields["input_ids"] == [[1, 2, 5, 6], [1, 3, 9], [1, 3, 4], [1, 2, 5, 6]]
     assert fields["old_log_probs"] == [[-0.5, -0.25], [-1.0], [-2.0], [-0.5, -0.25]]
     assert fields["loss_mask"] == fields["response_mask"] == [[1, 1], [1], [1], [0, 0]]
-    assert workers.cleared == [(workers.stored["keys"], policy_engine.SCORES)]
+    assert workers.queue.rows == {}
 
 
 # ---- weights ----
 
 
-class NotingGroup:
-    """Stands in for a worker group or checkpoint manager: notes the calls."""
-
-    def __init__(self, calls):
-        self._calls = calls
-
-    def __getattr__(self, method):
-        return lambda *args: self._calls.append((method, *args))
-
-
 @pytest.fixture
 def noted():
     calls = []
-    group = NotingGroup(calls)
+    group = NotingGroup(calls, SoupActorWorker, CheckpointEngineManager)
     return TrainerPolicyEngine(None, 1, None, SolvedRates(), workers=group, checkpoint_manager=group), calls
 
 

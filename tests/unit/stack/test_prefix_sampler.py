@@ -12,6 +12,7 @@ from soup_verl.method.history import Prefix
 from soup_verl.method.history.prefixes import cut_prefix, extended, prompt_hash
 from soup_verl.method.mixing import MixingPlanner, PrefixRequest, Schedule, stable_seed
 from soup_verl.stack.prefix_sampler import PrefixSampler
+from tests.unit.stack.server import tokens_allowed
 
 EOS, PAD = 2, 9
 PARAMS = {"temperature": 0.7, "logprobs": True}
@@ -67,7 +68,8 @@ def test_a_head_and_the_stretch_after_it_are_one_prefix():
 
 @dataclass
 class Client:
-    """An engine of version 6. `says` is what it answers, one list a request, then 20, 21 and so on up to the limit."""
+    """An engine of version 6. `says` is what it answers, one list a request, then 20, 21 and so on up to the limit. The
+    first of several requests is answered last."""
 
     says: list = field(default_factory=list)
     requests: list = field(default_factory=list)
@@ -75,10 +77,13 @@ class Client:
     async def generate(self, request_id, *, prompt_ids, sampling_params, priority):
         assert request_id not in {r.id for r in self.requests}, "every request needs its own id"
         limit = sampling_params["max_tokens"]
+        assert limit == tokens_allowed(prompt_ids, sampling_params, prompt_length=2, response_length=16), "no room"
         scripted = self.says.pop(0) if self.says else list(range(20, 20 + limit))
         assert 0 < len(scripted) <= limit, "the script is longer than what was asked for"
         assert priority > 0, "the step's own responses have verl's 0 and would not go first"
         self.requests.append(SimpleNamespace(id=request_id, prompt_ids=prompt_ids, params=sampling_params))
+        for _ in range(9 - len(self.requests)):
+            await asyncio.sleep(0)
         log_probs = [-token / 100 for token in scripted]
         return SimpleNamespace(token_ids=scripted, log_probs=log_probs, extra_fields={"global_steps": 6})
 

@@ -1,4 +1,6 @@
 import asyncio
+import copy
+import inspect
 import re
 from types import SimpleNamespace
 
@@ -64,21 +66,25 @@ def test_a_token_key_is_the_index_and_a_hash_that_stays_the_same_for_ever():
 
 
 class FakeMethod:
-    """Stands in for a method of a Ray actor handle: `worker.method.remote(...)` notes its arguments."""
+    """Stands in for a method of a Ray actor handle: `worker.method.remote(...)` notes its arguments, which `method`
+    takes; they are noted as copies, because they are sent to another process."""
 
-    def __init__(self, answer=None):
+    def __init__(self, method, answer=None):
         self.requests = []
-        self._answer = answer
+        self._method, self._answer = method, answer
 
     def remote(self, *args):
-        self.requests.append(args)
+        inspect.signature(self._method).bind(None, *args)
+        self.requests.append(copy.deepcopy(args))
         return self._answer(*args) if self._answer else len(self.requests)
 
 
 class FakeWorker:
     def __init__(self):
-        self.sample_share = FakeMethod()
-        self.prompt_ids = FakeMethod(lambda step, prompts: [[step, ord(p)] for p in prompts])
+        self.sample_share = FakeMethod(SoupAgentLoopWorker.sample_share)
+        self.prompt_ids = FakeMethod(
+            SoupAgentLoopWorker.prompt_ids, lambda step, prompts: [[step, ord(p)] for p in prompts]
+        )
 
 
 def manager_of(workers):

@@ -11,6 +11,7 @@ from soup_verl.method.history import Prefix
 from soup_verl.method.history.prefixes import prompt_hash
 from soup_verl.method.mixing import stable_seed
 from soup_verl.stack.session import FACTS, FirstRequest, MixedOutput, Opening, Session, SessionClient, holding
+from tests.unit.stack.server import tokens_allowed
 
 PROMPT = [10, 11]
 ONE = Prefix((20, 21, 22), (-0.1, -0.2, -0.3), 4)
@@ -23,8 +24,11 @@ TWO = Prefix(
 )
 
 
+BUDGETS = {"prompt_length": 4, "response_length": 16}
+
+
 class FakeClient:
-    """An LLM client that notes its requests and answers with two tokens."""
+    """An LLM client that notes its requests and answers with two tokens, or with as many as verl's server allows."""
 
     tokenizer = "a tokenizer"
 
@@ -33,11 +37,12 @@ class FakeClient:
 
     async def generate(self, request_id, *, prompt_ids, sampling_params, **kwargs):
         self.requests.append((request_id, list(prompt_ids), sampling_params, kwargs))
-        return TokenOutput(token_ids=[40, 2], log_probs=[-1.0, -2.0], extra_fields={"global_steps": 6})
+        most = tokens_allowed(prompt_ids, sampling_params, **BUDGETS)
+        return TokenOutput(token_ids=[40, 2][:most], log_probs=[-1.0, -2.0][:most], extra_fields={"global_steps": 6})
 
 
 def session_of(prefix=None, **more):
-    return Session("some_agent", version=6, prompt_length=4, response_length=16, prefix=prefix, **more)
+    return Session("some_agent", version=6, prefix=prefix, **BUDGETS, **more)
 
 
 def ask(session, prompt_ids, params=None, *, client=None, **kwargs):

@@ -20,6 +20,8 @@ from soup_verl.stack import batch as batches
 from soup_verl.stack import resume, trainer
 from soup_verl.stack.failures import GradientsNotFinite, SessionsFailed
 from soup_verl.stack.trainer import SoupTrainer
+from tests.unit.stack.test_batch import row
+from tests.unit.stack.transfer_queue import Queue
 
 
 def bare_trainer(**attributes):
@@ -80,17 +82,20 @@ def down_sampling_trainer(rewards, monkeypatch, **section):
     batch = KVBatchMeta(partition_id="train", keys=keys, tags=[{} for _ in keys])
     instance = mixing_trainer(None, SoupConfig.parse(section))
     instance._place_of_uid, instance._sampled, instance._dropped = {"a": 0, "b": 1}, None, None
-    responses = SimpleNamespace(rewards=torch.tensor(rewards), uids=[key[0] for key in keys])
-    monkeypatch.setattr(batches, "read", lambda *_, **__: SimpleNamespace(responses=responses))
-    monkeypatch.setattr(batches, "leave_untrained", lambda dropped: None)
+    rows = [row([5, 2], uid=key[0], rewards=[0.0, reward]) for key, reward in zip(keys, rewards, strict=True)]
+    Queue(dict(zip(keys, rows, strict=True))).stand_in(monkeypatch)
     return instance, batch
+
+
+def down_sampled(instance, batch):
+    return instance._down_sample(batch, instance._read(batch, recomputed=False))
 
 
 def test_the_chosen_sessions_go_on_and_the_others_come_back_with_the_steps_end(monkeypatch):
     """Of a: 1, 0, .5, .5; of b: .25, .75, 0, 1."""
     rewards = [1.0, 1.0, 0.0, 0.5, 0.5, 0.25, 0.75, 0.0, 1.0]
     instance, batch = down_sampling_trainer(rewards, monkeypatch, down_sampling={"train_on": 2})
-    trained = instance._down_sample(batch, batches.read(batch))
+    trained = down_sampled(instance, batch)
     assert trained.keys == ["a_0_0", "a_0_1", "a_1_0", "b_2_0", "b_3_0"]
     assert instance._dropped.keys == ["a_2_0", "a_3_0", "b_0_0", "b_1_0"]
     assert instance._sampled[0].keys == batch.keys
@@ -103,7 +108,7 @@ def test_the_seed_and_the_step_draw_between_equal_rewards(monkeypatch):
     def keys(seed, step):
         instance, batch = down_sampling_trainer([0.5] * 9, monkeypatch, down_sampling={"train_on": 2}, seed=seed)
         instance.global_steps = step
-        return tuple(instance._down_sample(batch, batches.read(batch)).keys)
+        return tuple(down_sampled(instance, batch).keys)
 
     assert keys(1, 1) == keys(1, 1)
     assert len({keys(1, step) for step in range(1, 9)}) > 1 and len({keys(seed, 1) for seed in range(8)}) > 1

@@ -13,7 +13,8 @@ class FakeEngine:
     Every batch has two prompts with two mixed responses each; session 1 of the first takes the first of `ages`, the
     next one the second and so on, as the planner has it. `held` is the version the rollout engine holds, None when it
     holds nothing; `actor` the one the actor holds. A policy's weights are the version they were kept from. Steps in
-    `unwanted` mix nothing.
+    `unwanted` mix nothing. Prefixes of the sessions in `empty` come out empty, and are left out, as the sampler does.
+    The prompts of steps up to `fetched` have left the data loader: nobody can ask for them any more.
     """
 
     def __init__(self, ages=(0,)):
@@ -24,7 +25,10 @@ class FakeEngine:
         self.kept = {}
         self.most_kept = 0
         self.unwanted = set()
+        self.empty = set()
+        self.fetched = 0
         self.norms = [0.5, 1.5]
+        self._borrowed = False
 
     # ---- the plan ----
 
@@ -40,31 +44,47 @@ class FakeEngine:
             for i in range(2)
         ]
 
+    def token_keys(self, step):
+        plan = self.plan(step)
+        assert plan, f"nobody is to be asked for step {step}: it has no prompts"
+        return [f"key of {p.prompt_key}" for p in plan]
+
     # ---- sampling ----
 
+    def _to_sample(self, step):
+        """The plan of a batch that the rollout engine is asked about, if the trainer's engine could ask."""
+        assert self.held is not None, "asked for tokens while the rollout engine holds no weights"
+        assert step > self.fetched, f"the prompts of step {step} have left the data loader"
+        assert self.wants_prefixes(step), f"nobody wants prefixes for step {step}"
+        plan = self.plan(step)
+        assert plan, f"nobody is to be asked for step {step}: it has no prompts"
+        return plan
+
     def sample_heads(self, step):
-        assert self.held is not None, "asked for heads while the rollout engine holds no weights"
+        plan = self._to_sample(step)
         self.calls.append(("heads", step, self.held))
-        return Pending(self, [self._heads(plan) for plan in self.plan(step)])
+        return Pending(self, [self._heads(p) for p in plan])
 
     def _heads(self, plan):
         return GroupPrefixes(plan.prompt_key, {r.session: Prefix((9,), (-0.75,), -1, head=1) for r in plan.requests})
 
     def sample_rest(self, step):
-        assert self.held is not None, "asked for responses while the rollout engine holds no weights"
+        plan = self._to_sample(step)
         self.calls.append(("rest", step, self.held))
         own = {0: Prefix((8, 9), (-0.5, -0.5), -1, head=2, complete=True)}
-        return Pending(self, [GroupPrefixes(p.prompt_key, own if p.requests else {}) for p in self.plan(step)])
+        return Pending(self, [GroupPrefixes(p.prompt_key, own if p.requests else {}) for p in plan])
 
     def sample_prefixes(self, step, *, ages=None, heads=None):
-        assert self.held is not None, "asked for prefixes while the rollout engine holds no weights"
+        plan = self._to_sample(step)
+        assert heads is None or len(heads) == len(plan), "one group of heads a prompt"
         asked = () if ages is None else (tuple(sorted(ages)),)
         self.calls.append(("sample", step, self.held, *asked))
         groups = []
-        for i, plan in enumerate(self.plan(step)):
+        for i, p in enumerate(plan):
             given = heads[i].by_session if heads else {}
-            wanted = [r.session for r in plan.requests if ages is None or r.age in ages]
-            groups.append(GroupPrefixes(plan.prompt_key, {s: self._prefix(step, given.get(s)) for s in wanted}))
+            wanted = [r.session for r in p.requests if ages is None or r.age in ages]
+            found = {s: self._prefix(step, given.get(s)) for s in wanted if s not in self.empty}
+            groups.append(GroupPrefixes(p.prompt_key, found))
         return Pending(self, groups)
 
     def _prefix(self, step, head):
@@ -73,6 +93,8 @@ class FakeEngine:
 
     def rescored(self, step, groups):
         assert self.held is None, "the rollout engine must be asleep"
+        assert step > self.fetched, f"the prompts of step {step} have left the data loader"
+        assert [g.prompt_key for g in groups] == [p.prompt_key for p in self.plan(step)], "one group a prompt, in order"
         self.calls.append(("rescore", step, self.actor))
         assert all(p.policy_version == self.actor for g in groups for p in g.by_session.values()), (
             "only the policy that sampled a prefix can score it"
@@ -83,11 +105,13 @@ class FakeEngine:
 
     def keep_policy(self, version):
         assert self.actor == version, "only the actor's present weights can be kept"
+        assert all(version > older for older in self.kept), "older policies are kept as changes of newer ones"
         self.calls.append(("keep", version))
         self.kept[version] = version
         self.most_kept = max(self.most_kept, len(self.kept))
 
     def drop_policy(self, version):
+        assert version == min(self.kept), "older policies are kept as changes of newer ones"
         self.calls.append(("drop", version))
         del self.kept[version]
 
@@ -96,20 +120,25 @@ class FakeEngine:
 
     @contextmanager
     def actor_holding(self, version):
+        assert not self._borrowed, "the actor lends itself to one other policy at a time"
         self.calls.append(("hold", version))
-        own, self.actor = self.actor, self.kept[version]
+        own, self.actor, self._borrowed = self.actor, self.kept[version], True
         yield
-        self.actor = own
+        self.actor, self._borrowed = own, False
         self.calls.append(("back", own))
 
     @contextmanager
     def actor_unlearned(self, step, groups, settings):
         assert self.held is None, "the rollout engine must be asleep"
+        assert not self._borrowed, "the actor lends itself to one other policy at a time"
+        assert step > self.fetched, f"the prompts of step {step} have left the data loader"
+        assert len(groups) == len(self.plan(step)), "one group of responses a prompt"
         unlearned = [p.token_ids for g in groups for p in g.by_session.values()]
+        assert unlearned, "an update of no responses"
         self.calls.append(("unlearn", step, self.actor, unlearned, settings.lr))
-        own, self.actor = self.actor, UNLEARNED
+        own, self.actor, self._borrowed = self.actor, UNLEARNED, True
         yield self.norms
-        self.actor = own
+        self.actor, self._borrowed = own, False
         self.calls.append(("back", own))
 
     @contextmanager
@@ -148,6 +177,7 @@ def run_steps(source, engine, first, last, *, save_at=None, folder=None, before_
     for step in range(first, last + 1):
         engine.held = step - 1
         handed[step] = source.prefixes(step)
+        engine.fetched = step
         source.after_submit(step)
         source.before_sleep()
         engine.held = None
@@ -163,7 +193,7 @@ def run_steps(source, engine, first, last, *, save_at=None, folder=None, before_
 
 def resume(source, engine, after, folder):
     """As `SoupTrainer` resumes behind step `after`."""
-    engine.actor = after
+    engine.actor = engine.fetched = after
     source.load(folder)
     source.before_first_step(after + 1)
     source.after_update(after)

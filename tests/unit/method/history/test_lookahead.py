@@ -191,13 +191,15 @@ def test_steps_that_mix_nothing_anyway_are_not_counted_as_without_history(engine
 
 
 @settings(max_examples=30)
-@given(ages_to_try, st.integers(1, 8), st.booleans())
-def test_a_resumed_run_gets_what_an_uninterrupted_one_gets(tmp_path_factory, fake_run, ages, interrupted, warm_start):
+@given(ages_to_try, st.integers(1, 8), st.booleans(), st.sampled_from([(), (1,), (1, 2)]))
+def test_a_resumed_run_gets_what_an_uninterrupted_one_gets(
+    tmp_path_factory, fake_run, ages, interrupted, warm_start, empty
+):
     folder = tmp_path_factory.mktemp("history")
     shape = {"ages": ages, "last_step": 8, "warm_start": warm_start}
-    whole = fake_run.Engine(ages)
+    whole, second = fake_run.Engine(ages), fake_run.Engine(ages)
+    whole.empty = second.empty = set(empty)  # a prompt whose prefixes came out empty keeps its place
     expected = fake_run.steps(LookaheadSource(whole, **shape), whole, 1, 8, save_at=interrupted, folder=folder)
-    second = fake_run.Engine(ages)
     source = LookaheadSource(second, **shape)
     fake_run.resume(source, second, interrupted, folder)
     assert source.without_history(interrupted + 1) == [s for s in range(interrupted + 1, 9) if expected[s] is None]

@@ -1,5 +1,6 @@
 """Dynamic sampling: prefixes by the ordinals of their prompts, whatever number of them a step takes."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,19 +8,20 @@ from hypothesis import strategies as st
 from soup_verl.method.history import (
     GroupPrefixes,
     LookaheadSource,
+    PolicyResponse,
     Prefix,
-    PrefixSource,
     PromptBlocks,
     PromptPlan,
+    ReplaySource,
     SnapshotSource,
 )
 from soup_verl.method.mixing import STREAM, MixingPlanner, PrefixRequest, Schedule
-from soup_verl.method.sections import SnapshotConfig
+from soup_verl.method.sections import ReplayConfig, SnapshotConfig
 from tests.unit.method.history.conftest import FakeEngine, Pending
 
 
 class Stream(FakeEngine):
-    """The prompts of a step to come are those of its block; prompt 7 is called "7" and has a mixed response."""
+    """The prompts of a step to come are those of its block; prompt 7 is called "7" and has two mixed responses."""
 
     def __init__(self, blocks, ages=(1,)):
         super().__init__(ages)
@@ -38,12 +40,13 @@ class Stream(FakeEngine):
         ]
 
     def sample_prefixes(self, step, *, ages=None, heads=None):
-        groups, planned = [], self.plan(step)
-        assert planned, f"nobody is to be asked for step {step}: its block has no prompts"
+        groups, planned = [], self._to_sample(step)
+        assert heads is None, "no heads under dynamic sampling"
         for plan in planned:
             wanted = [r.session for r in plan.requests if ages is None or r.age in ages]
             self.asked += [(int(plan.prompt_key), s) for s in wanted]
-            groups.append(GroupPrefixes(plan.prompt_key, {s: Prefix((7,), (-0.5,), self.held) for s in wanted}))
+            found = {s: Prefix((7,), (-0.5,), self.held) for s in wanted if s not in self.empty}
+            groups.append(GroupPrefixes(plan.prompt_key, found))
         return Pending(self, groups)
 
     def rescored(self, step, groups):  # as `DynamicPolicyEngine`
@@ -61,13 +64,14 @@ def snapshot(engine, last_step):
     return SnapshotSource(engine, SnapshotConfig(every=1, capacity=2, choice="oldest"), seed=0, last_step=last_step)
 
 
-def run(source_of, takes, *, batch=4, ages=(1,), save_at=None, folder=None, resumed=None):
+def run(source_of, takes, *, batch=4, ages=(1,), empty=(), save_at=None, folder=None, resumed=None):
     """Steps that take batch + r prompts, r of them later than the rest, in the order of `SoupTrainer`.
 
     Returns the handed-over groups of each step, by ordinal, and the engine.
     """
     blocks = PromptBlocks(batch)
     engine = Stream(blocks, ages)
+    engine.empty = set(empty)
     source = source_of(engine, len(takes))
     handed, first = [], 1
     if resumed:
@@ -153,34 +157,33 @@ def test_a_snapshot_samples_for_the_next_steps_refills_too():
     assert ages_of(handed) == [[()] * 8, [()] * 8, [(1, 1)] * 8, [(2, 2)] * 8]
 
 
-class AtSubmission(PrefixSource):
-    chooses_at_submission = True
-
-    def __init__(self, engine, last_step):
-        self._engine = engine
-
-    def prefixes(self, step):
-        return [GroupPrefixes(p.prompt_key, {0: Prefix((7,), (-0.5,), step - 1)}) for p in self._engine.plan(step)]
-
-    def save(self, folder):
-        pass
-
-    def load(self, folder):
-        pass
+def replay(engine, last_step):
+    """Two responses to each of the first prompts are stored, of version 0."""
+    source = ReplaySource(engine, ReplayConfig(), response_length=10, seed=0)
+    numbers = np.arange(4)
+    for ordinal in range(60):
+        for first in (20, 30):
+            ids, log_probs = (first + numbers).astype(np.int32), -numbers.astype(np.float32)
+            source.store.add(PolicyResponse(f"key of {ordinal}", ids, log_probs, 0, 1.0, True))
+    return source
 
 
 def test_a_source_that_chooses_at_submission_knows_every_refilled_prompt():
-    handed, _ = run(AtSubmission, [(4,), (), (1, 30)])
-    assert ages_of(handed) == [[(0,)] * 8, [(0,)] * 4, [(0,)] * 35]
+    handed, _ = run(replay, [(4,), (), (1, 30)])
+    assert ages_of(handed) == [[(0, 0)] * 8, [(1, 1)] * 4, [(2, 2)] * 35]
     assert all(str(o) == g.prompt_key for step in handed for o, g in step.items())
 
 
 STEPS = st.lists(st.lists(st.integers(1, 9), max_size=4).map(tuple), min_size=3, max_size=9)
 
 
-@given(STEPS, st.sampled_from([lookahead, snapshot]), st.sampled_from([(1,), (2,), (1, 3), (3, 1, 2)]))
-def test_every_prefix_is_its_prompts_own_sampled_once_and_never_younger_than_the_policy(takes, source_of, ages):
-    handed, engine = run(source_of, takes, ages=ages)
+SOURCES = st.sampled_from([lookahead, snapshot, replay])  # those that the rules of a run allow here
+EMPTY = st.sampled_from([(), (1,), (0, 1)])
+
+
+@given(STEPS, SOURCES, st.sampled_from([(1,), (2,), (1, 3), (3, 1, 2)]), EMPTY)
+def test_every_prefix_is_its_prompts_own_sampled_once_and_never_younger_than_the_policy(takes, source_of, ages, empty):
+    handed, engine = run(source_of, takes, ages=ages, empty=empty)
     assert len(engine.asked) == len(set(engine.asked))
     ordinals = [o for step in handed for o in step]
     assert ordinals == list(range(len(ordinals)))
@@ -191,7 +194,7 @@ def test_every_prefix_is_its_prompts_own_sampled_once_and_never_younger_than_the
 
 
 @settings(max_examples=40)
-@given(STEPS, st.sampled_from([lookahead, snapshot]), st.sampled_from([(1,), (1, 3)]), st.integers(1, 8))
+@given(STEPS, SOURCES, st.sampled_from([(1,), (1, 3)]), st.integers(1, 8))
 def test_a_resumed_run_hands_over_what_an_uninterrupted_one_does(tmp_path_factory, takes, source_of, ages, at):
     folder, at = tmp_path_factory.mktemp("history"), min(at, len(takes) - 1)
     whole, _ = run(source_of, takes, ages=ages, save_at=at, folder=folder)
