@@ -36,6 +36,7 @@ export RAY_ADDRESS=$head_address:$port
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN # srun passes the environment on
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 
+unset ROCR_VISIBLE_DEVICES # Slurm may set it beside CUDA_VISIBLE_DEVICES, in every step; verl refuses both together
 run=
 ray_steps=()
 
@@ -67,7 +68,7 @@ start_ray() {
   local where=$1 number=$2
   shift 2
   srun --nodes="$number" --ntasks="$number" --nodelist="$where" --cpus-per-task="$SLURM_CPUS_ON_NODE" --cpu-bind=none \
-    --kill-on-bad-exit=1 ray start --block "$@" &
+    --kill-on-bad-exit=1 env -u ROCR_VISIBLE_DEVICES ray start --block "$@" &
   ray_steps+=($!)
 }
 

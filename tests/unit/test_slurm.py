@@ -96,11 +96,15 @@ def ray_start(options: str) -> str:
     return f"ray start --block {options}"
 
 
+UNSET = "env -u ROCR_VISIBLE_DEVICES"
+"""In every step, where Slurm sets it anew."""
+
+
 def step(nodes: int, where: str, options: str) -> str:
     given = (
         f"--nodes={nodes} --ntasks={nodes} --nodelist={where} --cpus-per-task=96 --cpu-bind=none --kill-on-bad-exit=1"
     )
-    return f"srun {given} {ray_start(options)}"
+    return f"srun {given} {UNSET} {ray_start(options)}"
 
 
 HEAD = "--head --port=6379 --node-ip-address=10.0.0.1 --include-dashboard=false"
