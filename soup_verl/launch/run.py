@@ -173,18 +173,15 @@ def _parquet_columns(key: str, path: Path) -> list[str]:
         raise ConfigError(key, str(path), f"a parquet file that can be read ({error})") from None
 
 
-def train(config: DictConfig, further: Sequence[DictConfig] | None = None) -> None:
+def train(config: DictConfig, further: Sequence[DictConfig] = ()) -> None:
     """Start Ray and the processes that `config` asks for, train, and in a series train `further` runs on them."""
-    import ray
-
-    from soup_verl.launch.task_runner import SoupTaskRunner, series_task_runner
+    from soup_verl.launch.task_runner import task_runner
     from soup_verl.launch.watch import ProcessDied
 
-    runner = ray.remote(SoupTaskRunner) if further is None else series_task_runner(further)
     try:
-        _run_ppo(config, runner)
+        _run_ppo(config, task_runner(further))
     except Exception as error:
-        runs = [config, *(further or ())]
+        runs = [config, *further]
         _report(error, next((c for c in runs[:-1] if not is_finished(c)), runs[-1]))
         sys.exit(DIED if isinstance(_cause(error), ProcessDied) else 1)
 

@@ -2,7 +2,7 @@
 a run, and here it is paid once.
 
     run_series           checks and preflights every run, then starts processes for those that can share them
-      SeriesTaskRunner   verl's task runner (task_runner.py); what it fits is a Series
+      SoupTaskRunner     verl's task runner (task_runner.py); what it fits is a Series
         Series.fit       the first run as it would be alone; each further one with its own trainer on the same workers
 
 A run in a series trains as it would alone: initial weights, a new optimizer, its own data, history, folder and log.

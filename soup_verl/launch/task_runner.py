@@ -1,4 +1,4 @@
-"""verl's task runner, with our trainers registered before it looks one up; and one that goes on with further runs."""
+"""verl's task runner, with our trainers registered before it looks one up; it may go on with further runs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,13 @@ def take_the_platforms_trainer(config: DictConfig) -> None:
 
 
 class SoupTaskRunner(_TaskRunner):
+    """The run it is given, then `further` ones on its processes."""
+
     trainer: Any
+
+    def __init__(self, further: Sequence[DictConfig] = ()):
+        super().__init__()
+        self._further = further
 
     def run(self, config: DictConfig) -> None:
         """Register our trainers (on a CPU those for it, too), import the modules in SOUP_IMPORT, then run.
@@ -61,14 +67,15 @@ class SoupTaskRunner(_TaskRunner):
         end_where_the_epochs_do(self.trainer)
         if stacks.RUN in os.environ:  # somebody looks
             stalls.report_stages(self.trainer, Path(self.config.trainer.default_local_dir).absolute())
+        self.trainer = Series(self.trainer, self._further)
 
 
 class Series:
-    """Stands in for the trainer in verl's task runner.
+    """Stands in for the trainer in verl's task runner; notes of each run that it came to its end.
 
     Args:
         first: the trainer of the first run, set up.
-        further: configurations of the runs after it.
+        further: configurations of the runs after it; mostly none.
     """
 
     def __init__(self, first: Any, further: Sequence[DictConfig]):
@@ -131,21 +138,9 @@ def on_processes_of(first: Any, config: DictConfig) -> Any:
     return OnProcesses(config)
 
 
-class SeriesTaskRunner(SoupTaskRunner):
-    """The run it is given, then `further` ones on its processes."""
-
-    def __init__(self, further: Sequence[DictConfig]):
-        super().__init__()
-        self._further = further
-
-    def init_agent_loop_manager(self) -> None:
-        super().init_agent_loop_manager()
-        self.trainer = Series(self.trainer, self._further)
-
-
-def series_task_runner(further: Sequence[DictConfig]) -> Any:
-    """What verl's `run_ppo` takes for a Ray actor class: its `remote()` makes a SeriesTaskRunner."""
-    return SimpleNamespace(remote=partial(ray.remote(SeriesTaskRunner).remote, further))
+def task_runner(further: Sequence[DictConfig]) -> Any:
+    """What verl's `run_ppo` takes for a Ray actor class: its `remote()` makes a SoupTaskRunner."""
+    return SimpleNamespace(remote=partial(ray.remote(SoupTaskRunner).remote, further))
 
 
 def _show_our_log() -> None:

@@ -8,7 +8,7 @@ from verl.experimental.agent_loop import AgentLoopManager, AgentLoopWorker
 from verl.trainer import main_ppo
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
-from soup_verl.launch import run, task_runner
+from soup_verl.launch import task_runner
 from soup_verl.stack.actor_worker import SoupActorWorker
 from soup_verl.stack.rollout import SoupAgentLoopManager, SoupAgentLoopWorker
 from tests.contract import verl_trainer
@@ -55,10 +55,13 @@ def test_no_name_of_ours_hides_one_of_verls():
     assert not hasattr(ActorRolloutRefWorker, "start_anew") and hasattr(SoupActorWorker, "start_anew")
 
 
-def test_a_series_of_one_run_is_a_series_too(monkeypatch):
-    """Its run is marked as finished, so that it is not made again."""
-    asked = []
-    monkeypatch.setattr(run, "_run_ppo", lambda config, task_runner: asked.append(task_runner))
-    run.train(None, further=[])
-    run.train(None)
-    assert [isinstance(task_runner, SimpleNamespace) for task_runner in asked] == [True, False]
+def test_a_run_alone_is_a_series_of_one(monkeypatch):
+    """It is marked as finished, so that a sweep of jobs does not make it again."""
+    monkeypatch.setattr(TASK_RUNNER, "init_agent_loop_manager", lambda self: None)
+    monkeypatch.setattr(task_runner, "end_where_the_epochs_do", lambda trainer: None)
+    monkeypatch.delenv("SOUP_RUN", raising=False)
+    runner = task_runner.SoupTaskRunner()
+    runner.trainer = first = SimpleNamespace(logger="its logger")
+    runner.init_agent_loop_manager()
+    assert isinstance(runner.trainer, task_runner.Series)
+    assert runner.trainer.trainer is first and runner.trainer.logger == "its logger"

@@ -1,8 +1,11 @@
 """Look-ahead: same prompts, same order, same budget, through a SIGKILL, a torn checkpoint and a resume."""
 
+import json
+
 import pytest
 import torch
 
+from soup_verl.launch.finished import FINISHED
 from soup_verl.records import sample_log
 
 STEPS = (4, 5, 6)
@@ -118,6 +121,13 @@ def test_a_torn_checkpoint_is_refused_with_its_path_and_the_previous_one_used(ru
     assert f"checkpoint refused: {torn}" in resumed.output
     assert not (resumed.folder / "steps" / "step_3.pt").exists()
     assert (resumed.folder / "steps" / "step_4.pt").exists()
+
+
+@pytest.mark.runs("six_steps", "resumed", "partial_rollout")
+def test_a_run_that_came_to_its_end_says_so_alone_and_in_a_series_on_every_trainer(run):
+    for name in ("six_steps", "resumed", "partial_rollout"):
+        said = json.loads((run(name).folder / FINISHED).read_text())
+        assert said == {"steps": 6, "asked": {"steps": 6, "epochs": 100}}, name
 
 
 @pytest.mark.runs("resumed")
