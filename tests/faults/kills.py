@@ -114,7 +114,8 @@ class Faults:
 
     Args:
         plan: each counts its steps from the newest checkpoint at that time where `ahead`.
-        ahead: whether the steps of the plan are counted so.
+        ahead: whether the steps of the plan are counted so. Each fault then waits for the start after the one before: a
+            death that is not noticed yet would let two have one start.
         last: no fault waits for a later step than this.
         done: those whose moment has come.
     """
@@ -128,6 +129,8 @@ class Faults:
     def __call__(self, folder: Path, started: int) -> bool:
         fault = self.plan[len(self.done)]
         if not self._armed:
+            if self.ahead and restarts(folder) < len(self.done):
+                return False
             if self.ahead:
                 fault.step = min(newest_checkpoint(folder) + fault.step, self.last)
             fault.arm(folder)
@@ -171,6 +174,11 @@ def killed_run(made: Path, folder: Path, kill: Fault, *overrides: str) -> dict:
         "survivors": survivors(folder, within=90),
         "steps": newest_checkpoint(folder),
     }
+
+
+def restarts(folder: Path) -> int:
+    """How often the run in `folder` was started again by its supervisor."""
+    return len(json.loads(_read(folder / "run.json") or "{}").get("restarts", []))
 
 
 def newest_checkpoint(folder: Path) -> int:
