@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,9 +41,9 @@ def _alone(name: str, *overrides: str) -> Launch:
     return _single(name, lambda assets, folder: launch(assets, folder, *overrides))
 
 
-def _kill(assets: Path, folder: Path, kill: Fault, *overrides: str) -> None:
+def _kill(assets: Path, folder: Path, kill: Fault, *overrides: str, before: Sequence[Fault] = ()) -> None:
     """Run until the kill has ended it; `killed.json` says how it ended."""
-    killed = killed_run(assets, folder, kill, *overrides)
+    killed = killed_run(assets, folder, kill, *overrides, before=before)
     (folder / KILLED).write_text(json.dumps(killed))
 
 
@@ -281,8 +281,17 @@ def _tools(assets: Path, folder: Path) -> dict[str, Run]:
 
 
 def _resumed(assets: Path, folder: Path) -> Run:
-    """Killed after its first checkpoint, left with a newer one that is torn, and resumed."""
-    _kill(assets, folder, Fault("vLLM engine", step=4, stage="rollout"), *_SIX)
+    """As `six_steps`: a worker is stopped before a weight sync, and the run starts again by itself; then it is killed for
+    good, left with a newer checkpoint that is torn, and resumed."""
+    _kill(
+        assets,
+        folder,
+        Fault("vLLM engine", step=4, stage="rollout"),
+        *_SIX,
+        "soup.restarts=1",
+        "soup.stall_minutes.weight_sync=0.25",
+        before=[Fault("FSDP worker", step=3, stage="weights", how="SIGSTOP")],
+    )
     torn = folder / "global_step_4"
     shutil.rmtree(torn, ignore_errors=True)
     shutil.copytree(folder / "global_step_3", torn)
@@ -291,19 +300,6 @@ def _resumed(assets: Path, folder: Path) -> Run:
     (folder / "latest_checkpointed_iteration.txt").write_text("4")
     shutil.move(folder / "steps", folder / "steps_before_kill")
     return launch(assets, folder, *_SIX)
-
-
-def _looked_after(assets: Path, folder: Path) -> Run:
-    """As `six_steps`, through a stall and a death and without a hand: a worker is stopped before a weight sync, and one
-    killed within a checkpoint."""
-    faults = Faults(
-        [
-            Fault("FSDP worker", step=3, stage="weights", how="SIGSTOP"),
-            Fault("FSDP worker", step=6, stage="checkpoint"),
-        ]
-    )
-    after_itself = ("soup.restarts=2", "soup.stall_minutes.weight_sync=0.25")
-    return launch(assets, folder, *PREFIXES, *_SIX, *after_itself, fault=faults)
 
 
 # Few sessions at once, of long responses: decoding takes longer than what verl does for each of them, so that updates
@@ -333,9 +329,9 @@ _TWO_POOLS = _alone(  # every step two updates, between which the engine keeps i
 
 
 def _partial_rollout(assets: Path, folder: Path) -> Run:
-    """Killed after its first checkpoint, and resumed."""
-    _kill(assets, folder, Fault("FSDP worker", step=4, stage="update"), *_INTERRUPTED)
-    return launch(assets, folder, *_INTERRUPTED)
+    """A worker is killed after the first checkpoint; the run starts again by itself."""
+    death = Fault("FSDP worker", step=4, stage="update")
+    return launch(assets, folder, *_INTERRUPTED, "soup.restarts=1", fault=Faults([death]))
 
 
 # Nothing is under way when a step begins: then verl's asynchronous trainer repeats a run bit for bit.
@@ -441,7 +437,6 @@ LAUNCHES = (  # the longest first
     *(_rehearsal(name) for name in rehearsals.SCRIPTS),
     _single("two_nodes", _two_nodes, long=True),
     _single("resumed", _resumed, long=True),
-    _single("looked_after", _looked_after, long=True),
     _single("partial_rollout", _partial_rollout, long=True),
     Launch(("snapshot_fsdp", "snapshot_resumed", "truncated_raw", "any_index", "reward_raises"), _fsdp),
     Launch(("two_ranks", *_scored("fsdp", "fp32"), "reward_is_nan"), _two_ranks),

@@ -9,7 +9,6 @@ from tests.faults.kills import complaints
 
 KILLS = (  # run, what was killed, newest checkpoint
     ("resumed", "vLLM engine", 3),
-    ("partial_rollout", "FSDP worker", 2),
     ("neighbors/dapo_soup", "driver", 3),
 )
 

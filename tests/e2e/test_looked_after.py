@@ -1,36 +1,36 @@
-"""A run through a stall and a death, started once: it says what happened and ends as one that nothing happened to."""
+"""Runs that start again by themselves: `resumed` after a stall, `partial_rollout` after a death. test_lookahead.py and
+test_inflight.py say that they end as if nothing had happened."""
 
 import json
 import re
 
 import pytest
-import torch
 
 from tests.e2e.launch import survivors
-from tests.faults.kills import unfair_epochs
-
-pytestmark = pytest.mark.runs("looked_after", "six_steps")
 
 
-def test_it_comes_to_its_end_with_the_parameters_of_a_run_that_was_left_in_peace(run):
-    looked_after, alone = run("looked_after"), run("six_steps")
-    assert looked_after.code == 0
-    assert unfair_epochs(looked_after, 6) == []
-    expected = alone.weights(6)
-    for name, tensor in looked_after.weights(6).items():
-        assert torch.equal(tensor, expected[name]), name
+def restarts(run, file="run.json"):
+    return json.loads((run.folder / file).read_text())["restarts"]
 
 
-def test_run_json_counts_what_happened_in_order(run):
-    stall, death = json.loads((run("looked_after").folder / "run.json").read_text())["restarts"]
+@pytest.mark.runs("resumed")
+def test_a_stall_is_told_with_its_stage_and_the_checkpoint_it_goes_on_from(run):
+    (stall,) = restarts(run("resumed"), "run.0001.json")  # what was started by hand afterwards has its own
     assert stall["after"].startswith("RunStalled: no progress in the weight sync of step 3 for 0.25 minutes")
+    assert stall["newest_checkpoint"] == 3
+
+
+@pytest.mark.runs("partial_rollout")
+def test_a_death_is_told_with_what_died(run):
+    assert run("partial_rollout").code == 0, run("partial_rollout").output[-3000:]
+    (death,) = restarts(run("partial_rollout"))
     assert "WorkerDict" in death["after"] and "died" in death["after"]
-    assert [stall["newest_checkpoint"], death["newest_checkpoint"]] == [3, 3]  # killed before it was written
-    assert stall["at"] < death["at"]
+    assert death["newest_checkpoint"] == 2
 
 
+@pytest.mark.runs("resumed")
 def test_the_stacks_of_the_stall_are_those_of_every_kind_of_process(run):
-    written = (run("looked_after").folder / "stacks.1.txt").read_text()
+    written = (run("resumed").folder / "stacks.1.txt").read_text()
     parts = written.split("==== ")[1:]
     kinds = ["recipe.soup.main_soup", "TaskRunner", "WorkerDict", "EngineCore", "AgentLoopWorker", "SimpleStorageUnit"]
     for kind in kinds:
@@ -41,5 +41,6 @@ def test_the_stacks_of_the_stall_are_those_of_every_kind_of_process(run):
     assert any("raylet" in part.splitlines()[0] for part in parts)  # named, though no Python
 
 
+@pytest.mark.runs("partial_rollout")
 def test_no_process_is_left(run):
-    assert survivors(run("looked_after").folder) == []
+    assert survivors(run("partial_rollout").folder) == []

@@ -17,7 +17,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -153,16 +153,18 @@ def _read(file: Path) -> str:
         return ""
 
 
-def killed_run(made: Path, folder: Path, kill: Fault, *overrides: str) -> dict:
+def killed_run(made: Path, folder: Path, kill: Fault, *overrides: str, before: Sequence[Fault] = ()) -> dict:
     """Run until the kill has ended it; says how it ended.
+
+    Args:
+        before: faults that it survives, since `soup.restarts` is as many.
 
     Returns:
         The kill's settings, `sockets` and `open_sockets`; `code`; `seconds` from the kill to the end; `last_line` of
         output; `named`: whether that says what died; `survivors`: command lines of processes that were left 90 seconds
         later; `steps`: the newest checkpoint.
     """
-    kill.arm(folder)
-    run = launch(made, folder, *overrides, fault=kill, limit=600)
+    run = launch(made, folder, *overrides, fault=Faults([*before, kill]), limit=600 * (1 + len(before)))
     ended = time.monotonic()
     said = run.output.strip().splitlines()[-1:] or [""]
     return {
