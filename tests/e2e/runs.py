@@ -281,8 +281,8 @@ def _tools(assets: Path, folder: Path) -> dict[str, Run]:
 
 
 def _resumed(assets: Path, folder: Path) -> Run:
-    """As `six_steps`: a worker is stopped before a weight sync, and the run starts again by itself; then it is killed for
-    good, left with a newer checkpoint that is torn, and resumed."""
+    """As `six_steps`: a worker is stopped before a weight sync, and the run starts again by itself; then it is killed,
+    left with a newer checkpoint that is torn, and resumed."""
     _kill(
         assets,
         folder,
