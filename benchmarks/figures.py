@@ -90,7 +90,7 @@ def draw_learning(points: Sequence[Measured], seeds: Sequence[int], title: str, 
     for axes in panels:
         axes.grid(alpha=0.3)
         axes.set_ylim(bottom=0)
-    figure.suptitle(title)
+    panels[0].set_title(title, loc="left")  # the figure's own would meet the legend
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
