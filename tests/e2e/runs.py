@@ -290,7 +290,7 @@ def _resumed(assets: Path, folder: Path) -> Run:
         *_SIX,
         "soup.restarts=1",
         "soup.stall_minutes.weight_sync=0.25",
-        before=[Fault("FSDP worker", step=3, stage="weights", how="SIGSTOP")],
+        before=[Fault("FSDP worker", step=2, stage="weights", how="SIGSTOP")],  # before its first checkpoint
     )
     torn = folder / "global_step_4"
     shutil.rmtree(torn, ignore_errors=True)
