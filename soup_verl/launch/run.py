@@ -196,7 +196,9 @@ def _run_ppo(config: DictConfig, task_runner_class: Any) -> None:
         join_cluster(config)
     try:
         run_ppo(config, task_runner_class)
-    except ray.exceptions.RayActorError as error:  # the task runner itself was lost
+    except ray.exceptions.RayTaskError:  # the task runner has looked into its own errors
+        raise
+    except ray.exceptions.RayError as error:  # the task runner itself was lost
         raise watch.named(error)  # noqa: B904  its cause is set, or it is the error itself
     finally:
         ray.shutdown()  # before anything is said of a failure: it still prints what the workers logged

@@ -31,9 +31,10 @@ NODE_GRACE = 30.0
 """Seconds Ray may take to call a node of several dead."""
 INTERRUPTIONS = 10
 """How often the main thread is interrupted, once a period, before the process is ended."""
-UNWANTED = ("WORKER_DIED", "NODE_DIED")
-"""Ray's names for the deaths that nobody asked for, unless the worker's exit is of a type `INTENDED_..`."""
-INTENDED = "Worker exit type: INTENDED"
+OWNER_DIED = "OWNER_DIED"
+UNWANTED = ("WORKER_DIED", "NODE_DIED", OWNER_DIED)
+"""Ray's names for deaths that nobody asked for, unless the worker's, or owner's, exit is of a type `INTENDED_..`."""
+INTENDED = "exit type: INTENDED"
 SERVER = "vLLMHttpServer"
 """verl's class of the actors that hold an engine, in their attribute `engine`."""
 
@@ -61,7 +62,12 @@ def end_when_a_process_dies() -> Iterator[None]:
     thread = threading.Thread(target=_watch, args=(ended, died, earlier), name="soup-actor-watch", daemon=True)
     thread.start()
     try:
-        yield
+        try:
+            yield
+        finally:  # whatever is done with an error is not interrupted: Ray would take that for a cancelled task
+            ended.set()
+            thread.join(2 * PERIOD)
+            signal.signal(signal.SIGUSR1, handler)
     except KeyboardInterrupt:
         if died:
             raise ProcessDied(died[0]) from None
@@ -70,16 +76,13 @@ def end_when_a_process_dies() -> Iterator[None]:
         if died:
             raise ProcessDied(died[0]) from error
         raise named(error, earlier)  # noqa: B904  its cause is set, or it is the error itself
-    finally:
-        ended.set()
-        signal.signal(signal.SIGUSR1, handler)
 
 
 def named(error: Exception, earlier: frozenset[str] = frozenset()) -> Exception:
     """`ProcessDied` if the table tells of a death within a little while, else the error as it is.
 
-    A process that was lost is known at once, a lost node when it has missed its checks, and of the raylet of an only
-    node the table never tells: that shows in Ray's `ActorUnavailableError` alone.
+    A process that was lost is known at once, a lost node when it has missed its checks. Where the raylet of an only
+    node is lost, the error may come before the table tells: it is Ray's `ActorUnavailableError` then.
     """
     deadline = time.monotonic() + (NODE_GRACE if len(ray.nodes()) > 1 else PERIOD)
     engines = Engines()
@@ -114,14 +117,16 @@ def _watch(ended: threading.Event, died: list[str], earlier: frozenset[str]) -> 
 
 
 def deaths() -> list[str]:
-    """What to say of each actor of this job whose death nobody asked for, the first to die first."""
+    """What to say of each actor of this job whose death nobody asked for, the first to die first, owners before what
+    they owned."""
     found = []
-    for actor in sorted(_actors("DEAD"), key=lambda actor: actor["EndTime"]):
+    for actor in _actors("DEAD"):
         cause = actor["DeathCause"].actor_died_error_context
         reason = cause.DESCRIPTOR.enum_types_by_name["Reason"].values_by_number[cause.reason].name
         if reason in UNWANTED and INTENDED not in cause.error_message:
-            found.append(f"{_title(actor)} died: {' '.join(cause.error_message.split())}")
-    return found
+            died = f"{_title(actor)} died: {' '.join(cause.error_message.split())}"
+            found.append((reason == OWNER_DIED, actor["EndTime"], died))
+    return [died for *_, died in sorted(found)]
 
 
 class Engines:

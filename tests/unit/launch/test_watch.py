@@ -26,6 +26,10 @@ class Sleeper:
     def leave(self):
         ray.actor.exit_actor()
 
+    def own(self):
+        self.owned = Sleeper.remote()
+        return ray.get(self.owned.pid.remote())
+
 
 class Engine:
     errored = False
@@ -69,6 +73,24 @@ def test_an_actor_that_goes_on_purpose_is_no_death(sleeper, end):
     assert deaths() == []
 
 
+def test_what_a_lost_actor_owned_comes_after_it_and_what_a_killed_one_owned_is_no_death(sleeper):
+    (actor, pid), killed = sleeper, Sleeper.remote()
+    owned, of_the_killed = ray.get([actor.own.remote(), killed.own.remote()])
+    ray.kill(killed)
+    os.kill(pid, signal.SIGKILL)
+    found = _wait_for_death_of(owned)
+    assert found.index(pid) < found.index(owned) and of_the_killed not in found
+
+
+def _wait_for_death_of(pid):
+    """Processes of the deaths so far, in the table's order."""
+    for _ in range(300):
+        if pid in (found := [int(re.search(r"process (\d+)", line)[1]) for line in deaths()]):
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"no death of process {pid} among {found}")
+
+
 def test_an_error_is_named_after_the_death_it_comes_of(request, sleeper):
     actor, pid = sleeper
     earlier, own = frozenset(deaths()), RuntimeError("socket closed")
@@ -79,6 +101,17 @@ def test_an_error_is_named_after_the_death_it_comes_of(request, sleeper):
     found = named(lost.value, earlier)
     assert isinstance(found, ProcessDied) and found.__cause__ is lost.value
     assert str(found).startswith(f"Sleeper {request.node.name} (process {pid} on ")
+
+
+def test_an_error_is_looked_into_without_an_interruption(sleeper, monkeypatch):
+    def killed_meanwhile(error, earlier):
+        os.kill(sleeper[1], signal.SIGKILL)
+        time.sleep(2 * PERIOD)  # the watch would have seen it
+        return named(error, earlier)
+
+    monkeypatch.setattr(watch, "named", killed_meanwhile)
+    with pytest.raises(ProcessDied), end_when_a_process_dies():
+        raise RuntimeError("own")
 
 
 def test_a_lost_connection_without_a_death_in_the_table_is_said_to_be_the_nodes():
@@ -93,8 +126,7 @@ def test_the_first_to_die_comes_first(sleeper):
     pids = [ray.get(actor.pid.remote()) for actor in actors]
     for pid in (order := [pids[2], pids[0], pids[3], pids[1]]):
         os.kill(pid, signal.SIGKILL)
-        while pid not in (found := [int(re.search(r"process (\d+)", line)[1]) for line in deaths()]):
-            time.sleep(0.1)
+        found = _wait_for_death_of(pid)
     assert [pid for pid in found if pid in pids] == order
 
 
