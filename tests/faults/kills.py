@@ -35,6 +35,8 @@ TARGETS = {
     "agent loop worker": r"^ray::SoupAgentLoopWorker",
     "storage unit": r"^ray::SimpleStorageUnit",
     "raylet": r"/raylet/raylet ",
+    "Ray agent": r"/runtime_env/agent/",
+    "GCS server": r"/gcs/gcs_server ",
 }
 """What can be killed, and how its command line looks."""
 
@@ -46,14 +48,16 @@ NAMED = {
     "agent loop worker": "SoupAgentLoopWorker",
     "storage unit": "SimpleStorageUnit",
     "raylet": "[Rr]aylet|node",
+    "Ray agent": "[Rr]aylet|node",  # which ends with it
+    "GCS server": "driver",  # which Ray ends without a word
 }
 """What the last line of output must say of it."""
 
 STAGES = ("rollout", "prefixes", "log_probs", "update", "checkpoint", "weights")
 """What `tests.e2e.probe` says of where a run is, in the order of a step."""
 
-END = 60.0
-"""Seconds after a kill within which the run must have ended."""
+END = dict.fromkeys(TARGETS, 60.0) | {"GCS server": 90.0}
+"""Seconds after a kill within which the run must have ended; Ray waits a minute for a GCS server."""
 
 
 @dataclass
@@ -193,7 +197,7 @@ def complaints(outcome: dict) -> list[str]:
     found = []
     if outcome["seconds"] is None:
         return ["it ended by itself"]
-    if outcome["seconds"] > END:
+    if outcome["seconds"] > END[outcome["target"]]:
         found.append(f"it ended {outcome['seconds']} s after the kill")
     if outcome["code"] == 0:
         found.append("exit code 0")
