@@ -4,8 +4,7 @@
 
 One start of the run with `soup.restarts`, one fault after the other; it must come to its end by itself, with every
 prompt trained exactly once in every epoch. `faults.json` in --out has every fault and what the run said of it. A run
-whose driver is stopped goes on to its end and stalls there, so that comes last, where stalls are asked for. A stopped
-agent of Ray's is missed by nobody, so it is only killed.
+whose driver is stopped goes on to its end and stalls there, so that comes last, where stalls are asked for.
 """
 
 from __future__ import annotations
@@ -21,6 +20,8 @@ from tests.e2e import assets
 from tests.e2e.launch import PREFIXES, launch, survivors
 from tests.faults.kills import STAGES, TARGETS, Fault, Faults, unfair_epochs
 
+NOT_MISSED = ("driver", "GCS server", "Ray agent")
+"""What a run can go without until its end."""
 STALL_MINUTES = {"set_up": 2, "rollout": 0.5, "update": 0.5, "weight_sync": 0.25}
 """Many times what the small model needs."""
 
@@ -37,7 +38,7 @@ def plan(kills: int, stalls: int, seed: int) -> list[Fault]:
         ]
 
     mixed = some(kills, list(TARGETS), "SIGKILL")
-    mixed += some(max(stalls - 1, 0), [name for name in TARGETS if name not in ("driver", "Ray agent")], "SIGSTOP")
+    mixed += some(max(stalls - 1, 0), [name for name in TARGETS if name not in NOT_MISSED], "SIGSTOP")
     draw.shuffle(mixed)
     return [*mixed, *[Fault("driver", 1, "update", how="SIGSTOP")][:stalls]]
 
