@@ -28,6 +28,9 @@ HARD_POINTS=${HARD_POINTS:-grpo gradient_clip/0.1 gradient_clip/0.3 learning_rat
   lookahead_age/64 lookahead_gradient_clip/0.1 lookahead_gradient_clip/0.3 replay_best/0.5 replay_best/0.75
   replay_best/0.875 replay_any/0.5 replay_gradient_clip/0.1 replay_gradient_clip/0.3 masked/8 replay_masked/0.5
   balanced/0.5 decoupled/8 whole_response/8 exo/8 oapl/8 oapl/50}
+HARD_SIZES_POINTS=${HARD_SIZES_POINTS:-grpo lookahead_age/8 replay_best/0.5}
+HARD_FRESH_POINTS=${HARD_FRESH_POINTS:-grpo lookahead_age/8 replay_best/0.5 reference_kl/0.02 gradient_clip/0.1
+  replay_gradient_clip/0.3 updates/2}
 HARD_ORDER_POINTS=${HARD_ORDER_POINTS:-grpo lookahead_age/8 replay_best/0.5 learning_rate/0.0002 responses/4 gradient_clip/0.3
   lookahead_age/64 replay_any/0.5 masked/8 reference_kl/0.02 group_size/16 replay_best/0.75}
 REAL_POINTS=${REAL_POINTS:-grpo lookahead_age/64 snapshot/8 replay/6 masked/64}
@@ -54,6 +57,8 @@ fi
 if [[ " $TASKS " == *" chain_sum "* ]]; then
   simulate TASKS=chain_sum_8 POINTS="grpo lookahead_age/64 whole_response/64" OUT="$OUT/sim"
   simulate TASKS=hard_96 SEEDS=1 POINTS="$HARD_POINTS" OUT="$OUT/sim" # one seed: a search
+  simulate TASKS="hard_240 hard_960" SEEDS=1 POINTS="$HARD_SIZES_POINTS" OUT="$OUT/sim"
+  simulate TASKS=hard_96 FIRST_SEED=100 POINTS="$HARD_FRESH_POINTS" OUT="$OUT/fresh"
 fi
 if [[ " $TASKS " == *" order "* ]]; then
   simulate TASKS=hard_order_960 SEEDS=1 POINTS="$HARD_ORDER_POINTS" OUT="$OUT/sim"
