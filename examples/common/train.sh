@@ -13,8 +13,8 @@ PYTHON=${PYTHON:-$VENV/bin/python}
 
 die() { echo "${0##*/}: $*" >&2; exit 1; }
 case $METHOD in
-  soup) FRACTION=0.5 ;;
-  grpo) FRACTION=0 ;;
+  soup) FRACTION=0.5 RUN=$OUT/$SOURCE ;;
+  grpo) FRACTION=0 RUN=$OUT/grpo ;;
   *) die "METHOD=$METHOD: expected soup or grpo" ;;
 esac
 if [[ $PYTHON == "$VENV/bin/python" ]]; then bash scripts/install.sh "$VENV"; fi
@@ -56,8 +56,8 @@ assets() {
   )
 }
 
-# train SETTINGS...: the run itself, into $OUT/$METHOD.
+# train SETTINGS...: the run itself, into $OUT/grpo or, with SOUP, a folder named after the source.
 train() {
   exec "$PYTHON" -m recipe.soup.main_soup "${COMMON[@]}" soup.mixed_fraction="$FRACTION" \
-    hydra.run.dir="$OUT/$METHOD/hydra" trainer.default_local_dir="$OUT/$METHOD" "$@"
+    hydra.run.dir="$RUN/hydra" trainer.default_local_dir="$RUN" "$@"
 }

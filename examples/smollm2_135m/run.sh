@@ -53,7 +53,9 @@ export OMP_NUM_THREADS=$THREADS OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 PYTHON=${PYTHON:-$VENV/bin/python}
 if [[ -z ${DRY_RUN:-} && $PYTHON == "$VENV/bin/python" ]]; then bash scripts/install.sh "$VENV"; fi
 source recipe/soup/prepare.sh
-made "$OUT/assets/prepare.json" "$PYTHON" examples/smollm2_135m/prepare.py --out "$OUT/assets" --threads "$THREADS"
+if [[ -z ${DRY_RUN:-} && ! -e $OUT/assets/prepare.json ]]; then
+  "$PYTHON" examples/smollm2_135m/prepare.py --out "$OUT/assets" --threads "$THREADS"
+fi
 
 DATA=(
   data.train_files="$OUT/assets/train.parquet"

@@ -245,7 +245,7 @@ def _report(error: Exception, config: DictConfig) -> None:
     file = Path(config.trainer.default_local_dir) / ERROR_FILE
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("".join(traceback.format_exception(error)))
+        file.write_text("".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace")
     except OSError as no_file:
         traceback.print_exception(error)
         where = f"no traceback in {file}: {no_file.strerror}"

@@ -37,6 +37,7 @@ PERIOD = 0.5
 """Seconds between two looks."""
 FIRST_PAUSE, LONGEST_PAUSE = 10.0, 600.0
 """Seconds before a restart: they double from one to the next, unless the run has made a checkpoint since."""
+PASSED_ON = (signal.SIGINT, signal.SIGTERM)
 REPORTED = 4
 """The driver's own exit code for an error that it has reported and that a restart would only repeat."""
 NEWEST = "latest_checkpointed_iteration.txt"
@@ -64,7 +65,7 @@ class Supervisor:
         self._config, self._folder = config, Path(config.trainer.default_local_dir).absolute()
         self._driver: int | None = None
         self._stopped_by: int | None = None  # a signal of the user's, or of a queue's
-        self._watch = StallWatch(self._folder)
+        self._watch = StallWatch(self._folder)  # of the attempt under way
         self._began = time.time()
         self._pause_next, self._newest = FIRST_PAUSE, self._newest_step()
 
@@ -75,23 +76,29 @@ class Supervisor:
 
     def run(self) -> int:
         """The exit code."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in PASSED_ON:
             signal.signal(number, self._pass_on)
-        restarts = 0
+        restarts, stepped = 0, False
         while self._stopped_by is None:
+            self._watch = StallWatch(self._folder)
             ended = self._attempt(again=restarts > 0)
+            lost = ended.lost
+            if ended.code and stepped and not self._watch.stepped:  # what was there before will be there again
+                lost = lost or f"RestartFailed: {self._said()}"
+            stepped |= self._watch.stepped
             # Before its first step a run would fail again: what it needs is not there.
-            if ended.lost is None or not self._watch.stepped or restarts == self._soup.restarts:
-                return ended.code
+            if lost is None or not stepped or restarts == self._soup.restarts:
+                return 128 + self._stopped_by if ended.code and self._stopped_by else ended.code
             if self._stopped_by is None:
                 restarts += 1
-                self._pause(restarts, ended.lost)
+                self._pause(restarts, lost)
         return 128 + self._stopped_by
 
     def _pass_on(self, number: int, frame: Any) -> None:
         self._stopped_by = number
         if self._driver is not None:
-            os.kill(self._driver, number)
+            with suppress(ProcessLookupError):
+                os.kill(self._driver, number)
 
     def _attempt(self, *, again: bool) -> Ended:
         with suppress(OSError):
@@ -99,21 +106,27 @@ class Supervisor:
         mark, answers = uuid4().hex, Path(tempfile.mkstemp(prefix="soup-stacks-")[1])
         sys.stdout.flush()
         sys.stderr.flush()
-        self._driver = os.fork()
-        if self._driver == 0:
+        # A signal waits until there is a driver to pass it on to, and the driver takes it as its own.
+        signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
+        driver = os.fork()
+        if driver == 0:
             self._be_the_driver(mark, answers, again)
+        self._driver, ended = driver, None
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         try:
-            ended = self._wait(self._driver, mark, answers)
+            ended = self._wait(driver, mark, answers)
         finally:
-            answers.unlink()
-        if ended.code:
-            stacks.end_all(f"{stacks.RUN}={mark}")
+            self._driver = None
+            answers.unlink(missing_ok=True)
+            if ended is None or ended.code:
+                stacks.end_all(f"{stacks.RUN}={mark}")
         return ended
 
     def _be_the_driver(self, mark: str, answers: Path, again: bool) -> None:
         """In the forked process; does not return."""
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         os.setpgid(0, 0)  # a terminal's Ctrl-C reaches the supervisor, which passes it on
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         stacks.listen(mark, answers)
@@ -127,6 +140,9 @@ class Supervisor:
                 Progress(self._folder).enter(Place())
                 run.train(self._config)
         except SystemExit as ended:
+            if ended.code == signal.SIGTERM:  # Ray makes an exit of it
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                os.kill(os.getpid(), signal.SIGTERM)
             sys.exit(ended.code if ended.code in (None, 0, run.DIED) else REPORTED)
         sys.exit(0)
 
@@ -150,18 +166,29 @@ class Supervisor:
         if code in (0, REPORTED):
             return Ended(min(code, 1))
         if code == run.DIED:  # it has said so itself
-            kind, _, said = (self._folder / run.ERROR_FILE).read_text().strip().splitlines()[-1].partition(": ")
-            return Ended(1, f"{kind.rpartition('.')[2]}: {said}")
+            return Ended(1, self._said())
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code} and without a word"
         return self._lost(f"RunDied: the driver (process {driver}) ended {how}")
+
+    def _said(self) -> str:
+        """The error that the driver has reported."""
+        try:
+            kind, _, said = (self._folder / run.ERROR_FILE).read_text().strip().splitlines()[-1].partition(": ")
+        except (OSError, ValueError, IndexError) as error:
+            return f"{run.ERROR_FILE} cannot be read: {error}"
+        return f"{kind.rpartition('.')[2]}: {said}"
 
     def _end_stalled(self, stall: str, driver: int, mark: str, answers: Path) -> Ended:
         processes = [driver, *sorted(set(stacks.processes_with(f"{stacks.RUN}={mark}")) - {driver})]
         file = self._folder / f"stacks.{len(list(self._folder.glob('stacks.*.txt'))) + 1}.txt"
-        stacks.write_stacks(processes, answers, file)
+        try:
+            stacks.write_stacks(processes, answers, file)
+            found = f"the stacks of its {len(processes)} processes here: {file}"
+        except OSError as error:
+            found = f"no stacks in {file}: {error.strerror}"
         os.kill(driver, signal.SIGKILL)
         os.waitpid(driver, 0)
-        return self._lost(f"RunStalled: {stall}; the stacks of its {len(processes)} processes here: {file}")
+        return self._lost(f"RunStalled: {stall}; {found}")
 
     def _lost(self, line: str) -> Ended:
         if self._stopped_by is None:
@@ -169,8 +196,10 @@ class Supervisor:
         return Ended(1, line)
 
     def _newest_step(self) -> int:
-        newest = self._folder / NEWEST
-        return int(newest.read_text()) if newest.exists() else 0
+        try:
+            return int((self._folder / NEWEST).read_text())
+        except (OSError, ValueError):  # none yet, or verl died while it wrote
+            return 0
 
     def _pause(self, number: int, lost: str) -> None:
         step = self._newest_step()
@@ -178,11 +207,16 @@ class Supervisor:
         self._newest, self._pause_next = step, min(2 * pause, LONGEST_PAUSE)
         sys.stderr.write(f"soup: restart {number} of {self._soup.restarts} in {pause:.0f} s from step {step}\n")
         sys.stderr.flush()
-        file = self._folder / RUN_FILE
-        said = json.loads(file.read_text())
-        at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        said.setdefault("restarts", []).append({"at": at, "after": lost, "newest_checkpoint": step})
-        write_json(file, said)
+        self._note({"at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "after": lost, "newest_checkpoint": step})
         deadline = time.monotonic() + pause
         while self._stopped_by is None and time.monotonic() < deadline:
             time.sleep(PERIOD)
+
+    def _note(self, restart: dict[str, Any]) -> None:
+        file = self._folder / RUN_FILE
+        try:
+            said = json.loads(file.read_text())
+            said.setdefault("restarts", []).append(restart)
+            write_json(file, said)
+        except (OSError, ValueError) as error:
+            sys.stderr.write(f"soup: {file} does not say so: {error}\n")

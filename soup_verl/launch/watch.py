@@ -27,14 +27,16 @@ logger = logging.getLogger(__name__)
 
 PERIOD = 2.0
 """Seconds between two looks."""
-NODE_GRACE = 30.0
-"""Seconds Ray may take to call a node of several dead."""
+GRACE = 30.0
+"""Seconds Ray may take to call a node of several dead, and a busy server to say that its engine is."""
 INTERRUPTIONS = 10
 """How often the main thread is interrupted, once a period, before the process is ended."""
-OWNER_DIED = "OWNER_DIED"
-UNWANTED = ("WORKER_DIED", "NODE_DIED", OWNER_DIED)
+OWNER_DIED, OUT_OF_MEMORY = "OWNER_DIED", "oom_context"
+UNWANTED = ("WORKER_DIED", "NODE_DIED", OWNER_DIED, OUT_OF_MEMORY)
 """Ray's names for deaths that nobody asked for, unless the worker's, or owner's, exit is of a type `INTENDED_..`."""
 INTENDED = "exit type: INTENDED"
+LOST = (ray.exceptions.ActorUnavailableError, ray.exceptions.OutOfMemoryError)
+"""Errors that come of a death which the table may not tell."""
 SERVER = "vLLMHttpServer"
 """verl's class of the actors that hold an engine, in their attribute `engine`."""
 
@@ -82,19 +84,36 @@ def named(error: Exception, earlier: frozenset[str] = frozenset()) -> Exception:
     """`ProcessDied` if the table tells of a death within a little while, else the error as it is.
 
     A process that was lost is known at once, a lost node when it has missed its checks. Where the raylet of an only
-    node is lost, the error may come before the table tells: it is Ray's `ActorUnavailableError` then.
+    node is lost, the error may come before the table tells: it is one of `LOST` then.
     """
-    deadline = time.monotonic() + (NODE_GRACE if len(ray.nodes()) > 1 else PERIOD)
-    engines = Engines()
-    while not (found := _since(earlier) or engines.deaths()) and time.monotonic() < deadline:
-        time.sleep(PERIOD / 4)
-    if not found and isinstance(error, ray.exceptions.ActorUnavailableError):
-        found = [f"the connection to a process of the run is lost: its node, or the raylet there, has died ({error})"]
+    try:
+        found = _found(earlier)
+    except ray.exceptions.RayError as no_answer:
+        found = [f"Ray does not say what died ({no_answer})"]
+    if not found and any(isinstance(cause, LOST) for cause in _causes(error)):
+        found = [f"a process of the run is lost: it, its node, or the raylet there, has died ({error})"]
     if not found:
         return error
     died = ProcessDied(found[0])
     died.__cause__ = error
     return died
+
+
+def _found(earlier: frozenset[str]) -> list[str]:
+    began, grace, engines = time.monotonic(), GRACE if len(ray.nodes()) > 1 else PERIOD, Engines()
+    while not (found := _since(earlier) or engines.deaths()):
+        waited = time.monotonic() - began
+        if waited > GRACE or (waited > grace and not engines.asked):
+            break
+        time.sleep(PERIOD / 4)
+    return found
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what it comes of, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _since(earlier: frozenset[str]) -> list[str]:
@@ -104,7 +123,10 @@ def _since(earlier: frozenset[str]) -> list[str]:
 def _watch(ended: threading.Event, died: list[str], earlier: frozenset[str]) -> None:
     engines = Engines()
     while not died and not ended.wait(PERIOD):
-        died += _since(earlier) or engines.deaths()
+        try:
+            died += _since(earlier) or engines.deaths()
+        except ray.exceptions.RayError:
+            logger.warning("Ray does not say which processes have died", exc_info=True)
     for _ in range(INTERRUPTIONS):
         if ended.is_set():
             return
@@ -121,30 +143,38 @@ def deaths() -> list[str]:
     they owned."""
     found = []
     for actor in _actors("DEAD"):
-        cause = actor["DeathCause"].actor_died_error_context
-        reason = cause.DESCRIPTOR.enum_types_by_name["Reason"].values_by_number[cause.reason].name
-        if reason in UNWANTED and INTENDED not in cause.error_message:
-            died = f"{_title(actor)} died: {' '.join(cause.error_message.split())}"
+        reason, message = _reason(actor["DeathCause"])
+        if reason in UNWANTED and INTENDED not in message:
+            died = f"{_title(actor)} died: {' '.join(message.split())}"
             found.append((reason == OWNER_DIED, actor["EndTime"], died))
     return [died for *_, died in sorted(found)]
+
+
+def _reason(cause: Any) -> tuple[str, str]:
+    """Ray's name for why an actor died, and what it says of it."""
+    if cause.HasField(OUT_OF_MEMORY):
+        return OUT_OF_MEMORY, cause.oom_context.error_message
+    context = cause.actor_died_error_context
+    reasons = context.DESCRIPTOR.enum_types_by_name["Reason"].values_by_number
+    return reasons[context.reason].name, context.error_message
 
 
 class Engines:
     """The engines of this job's vLLM servers."""
 
     def __init__(self) -> None:
-        self._asked: dict[str, ray.ObjectRef] = {}
+        self.asked: dict[str, ray.ObjectRef] = {}  # by the server's name, not answered yet
 
     def deaths(self) -> list[str]:
         """What to say of each engine that has died. A server that does not answer within a period is busy: it keeps the
         question, and is not asked again before it has answered."""
         servers = {actor["Name"]: actor for actor in _actors("ALIVE") if _class(actor) == SERVER}
-        for name in servers.keys() - self._asked.keys():
+        for name in servers.keys() - self.asked.keys():
             with suppress(ValueError):  # it has died since
-                self._asked[name] = ray.get_actor(name).__ray_call__.remote(_engine_died)
-        questions = list(self._asked.values())
+                self.asked[name] = ray.get_actor(name).__ray_call__.remote(_engine_died)
+        questions = list(self.asked.values())
         answered = ray.wait(questions, num_returns=len(questions), timeout=PERIOD)[0] if questions else []
-        answers = {name: _answer(self._asked.pop(name)) for name, ref in list(self._asked.items()) if ref in answered}
+        answers = {name: _answer(self.asked.pop(name)) for name, ref in list(self.asked.items()) if ref in answered}
         lost = [name for name, died in answers.items() if died and name in servers]
         return [f"the engine of {_title(servers[name])} died" for name in lost]
 

@@ -89,7 +89,7 @@ class SoupConfig:
         require_int("soup.max_skipped_steps", self.max_skipped_steps, minimum=1)
         if self.keep_best is not None:
             expected = (
-                "a metric of validation, such as val-soup/math-500/pass@8, or a minus and one of which less is better"
+                "a metric of validation, such as val-soup/math-500/pass@4, or a minus and one of which less is better"
             )
             require(self.keep_best.removeprefix("-").startswith("val-"), "soup.keep_best", self.keep_best, expected)
         require_int("soup.restarts", self.restarts, minimum=0)

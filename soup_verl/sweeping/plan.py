@@ -135,9 +135,25 @@ def composed(runs: Sequence[Run], compose: Compose) -> dict[str, DictConfig]:
     """Run's name -> its configuration, in order.
 
     Raises:
-        SweepError: an override that does not exist, or is none; says Hydra's reason.
+        SweepError: an override that does not exist, or is none; says Hydra's reason. Two methods with equal settings.
     """
-    return {run.name: _composed(run, compose) for run in runs}
+    configs = {run.name: _composed(run, compose) for run in runs}
+    methods: dict[tuple[int, str], str] = {}
+    for run in runs:
+        first = methods.setdefault((run.seed, _content(configs[run.name])), run.method)
+        if first != run.method:
+            raise SweepError(
+                f"methods {first} and {run.method}: expected settings that differ (a KEY=VALUE of shared wins over a "
+                "file of ablations= or neighbors=)"
+            )
+    return configs
+
+
+def _content(config: DictConfig) -> str:
+    """Of a run's configuration but its names."""
+    plain: Any = OmegaConf.to_container(config)
+    trainer = {key: value for key, value in plain["trainer"].items() if f"trainer.{key}" not in OF_THE_SWEEP}
+    return json.dumps(plain | {"trainer": trainer}, sort_keys=True, default=str)
 
 
 def _composed(run: Run, compose: Compose) -> DictConfig:

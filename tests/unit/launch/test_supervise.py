@@ -22,7 +22,7 @@ from soup_verl.launch.stalls import Place, Progress
 from soup_verl.launch.watch import ProcessDied
 
 folder, each = Path(sys.argv[1]), json.loads(sys.argv[2])
-supervise.PERIOD, supervise.FIRST_PAUSE = 0.05, 0.2
+supervise.PERIOD, supervise.FIRST_PAUSE = 0.05, float(os.environ.get("PAUSE", 0.2))
 config = OmegaConf.create({
     "trainer": {"default_local_dir": str(folder), "resume_mode": "disable"},
     "soup": {"restarts": 2, "stall_minutes": {"rollout": 0.1}, "preflight_only": False},
@@ -46,8 +46,15 @@ def train(config):
     if "died" in what:
         (folder / "error.txt").write_text("Traceback ...\\nsoup_verl.launch.watch.ProcessDied: WorkerDict died\\n")
         sys.exit(run.DIED)
+    if "mute" in what:
+        sys.exit(run.DIED)
     if "error" in what:
+        (folder / "error.txt").write_text("Traceback ...\\nValueError: too few GPUs\\n")
         sys.exit(1)
+    if "terminated" in what:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as Ray's
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
     if "fatal" in what:
         os._exit(1)
     if "stuck" in what:
@@ -97,15 +104,21 @@ def test_a_run_that_ends_is_left_alone(folder):
     assert starts(folder) == ["disable"]
 
 
-@pytest.mark.parametrize("how", ["killed", "died", "fatal"])
+@pytest.mark.parametrize("how", ["killed", "terminated", "died", "mute", "fatal"])
 def test_a_death_starts_it_again_from_its_own_checkpoint_and_run_json_says_so(folder, how):
     code, said = ended(folder, f"step checkpoint {how}", "step")
     assert code == 0
     assert "soup: restart 1 of 2 in 0 s from step 7\n" in said
     assert starts(folder) == ["disable", "auto"]
     (restart,) = json.loads((folder / "run.json").read_text())["restarts"]
-    named = {"killed": "by SIGKILL", "died": "ProcessDied: WorkerDict died", "fatal": "with exit code 1"}[how]
-    assert named in restart["after"] and "soup_verl" not in restart["after"] and restart["newest_checkpoint"] == 7
+    named = {
+        "killed": "by SIGKILL",
+        "terminated": "by SIGTERM",
+        "died": "ProcessDied: WorkerDict died",
+        "mute": "error.txt cannot be read: ",
+        "fatal": "with exit code 1",
+    }
+    assert named[how] in restart["after"] and "soup_verl" not in restart["after"] and restart["newest_checkpoint"] == 7
 
 
 def test_without_a_checkpoint_of_its_own_it_begins_as_before(folder):
@@ -113,6 +126,23 @@ def test_without_a_checkpoint_of_its_own_it_begins_as_before(folder):
     (folder / "latest_checkpointed_iteration.txt").write_text("3")  # of another run
     assert ended(folder, "step killed", "step")[0] == 0
     assert starts(folder) == ["disable", "disable"]
+
+
+def test_a_file_that_verl_was_killed_in_is_no_checkpoint(folder):
+    folder.mkdir()
+    (folder / "latest_checkpointed_iteration.txt").write_text("")
+    code, said = ended(folder, "step killed", "step")
+    assert code == 0 and "soup: restart 1 of 2 in 0 s from step 0\n" in said
+
+
+def test_an_error_that_a_restart_meets_before_its_first_step_is_not_the_last_word(folder):
+    """A node that is not back yet, a GPU that a process still holds."""
+    code, said = ended(folder, "step killed", "error", "step")
+    assert code == 0 and len(starts(folder)) == 3
+    assert json.loads((folder / "run.json").read_text())["restarts"][1]["after"] == (
+        "RestartFailed: ValueError: too few GPUs"
+    )
+    assert ended(folder.with_name("again"), "step killed", "error", "error", "step")[0] == 1
 
 
 def test_restarts_are_counted(folder):
@@ -141,12 +171,22 @@ def test_a_stall_ends_with_the_stacks_of_a_stopped_process_too_and_starts_again(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_of_the_users_ends_it_and_is_no_death(folder, number):
-    process = start(folder, "step waits", "step")
+@pytest.mark.parametrize("what", ["waits", "step waits"])
+def test_a_signal_of_the_users_ends_it_and_is_no_death(folder, number, what):
+    process = start(folder, what, "step")
     wait_for(folder / "waits")
     process.send_signal(number)
     _, said = process.communicate(timeout=300)
     assert process.returncode == 128 + number and len(starts(folder)) == 1 and "soup: restart" not in said
+
+
+def test_a_signal_of_the_users_between_two_starts_ends_it(folder, monkeypatch):
+    monkeypatch.setenv("PAUSE", "100")
+    process = start(folder, "step killed", "step")
+    wait_until(lambda: (folder / "run.json").exists() and "restarts" in (folder / "run.json").read_text())
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=50)
+    assert process.returncode == 128 + signal.SIGTERM and len(starts(folder)) == 1 and "Traceback" not in said
 
 
 def test_a_driver_does_not_outlive_its_supervisor(folder):

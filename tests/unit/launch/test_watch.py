@@ -8,6 +8,7 @@ import time
 
 import pytest
 import ray
+from ray.core.generated import common_pb2
 
 from soup_verl.launch import watch
 from soup_verl.launch.watch import PERIOD, Engines, ProcessDied, deaths, end_when_a_process_dies, named
@@ -114,10 +115,22 @@ def test_an_error_is_looked_into_without_an_interruption(sleeper, monkeypatch):
         raise RuntimeError("own")
 
 
-def test_a_lost_connection_without_a_death_in_the_table_is_said_to_be_the_nodes():
-    lost = ray.exceptions.ActorUnavailableError("socket closed", None)
-    found = named(lost, frozenset(deaths()))
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(
+    "lost", [ray.exceptions.ActorUnavailableError("socket closed", None), ray.exceptions.OutOfMemoryError("killed")]
+)
+def test_a_lost_connection_without_a_death_in_the_table_is_said_to_be_one(lost, wrapped):
+    error = RuntimeError("no checkpoint")
+    error.__cause__ = lost
+    found = named(error if wrapped else lost, frozenset(deaths()))
     assert isinstance(found, ProcessDied) and "its node, or the raylet there, has died" in str(found)
+
+
+def test_who_was_killed_for_memory_is_among_the_dead(monkeypatch):
+    cause = common_pb2.ActorDeathCause(oom_context=common_pb2.OomContext(error_message="used too much"))
+    actor = {"ActorClassName": "a.B", "Name": "", "Pid": 7, "Address": {"IPAddress": "here"}, "EndTime": 1}
+    monkeypatch.setattr(watch, "_actors", lambda state: [actor | {"DeathCause": cause}])
+    assert deaths() == ["B (process 7 on here) died: used too much"]
 
 
 def test_the_first_to_die_comes_first(sleeper):
@@ -164,10 +177,10 @@ def test_a_server_whose_engine_dies_ends_a_wait_that_would_not():
     ray.kill(server)
 
 
-def test_an_error_that_comes_of_a_dead_engine_names_it(monkeypatch):
-    monkeypatch.setattr(watch, "PERIOD", 60.0)  # a busy machine's server may not answer within a period
+def test_an_error_that_comes_of_a_dead_engine_names_it_when_its_server_is_not_busy_any_more():
     server = vLLMHttpServer.options(name="vllm_server_2_0").remote()
     ray.get(server.start.remote(engine_dies_after=0))
+    server.__ray_call__.remote(lambda s: time.sleep(4 * PERIOD))
     found = named(RuntimeError("32 responses failed"), frozenset(deaths()))
     assert isinstance(found, ProcessDied)
     assert str(found).startswith("the engine of vLLMHttpServer vllm_server_2_0 (process ")
@@ -183,7 +196,7 @@ def test_a_busy_server_is_asked_once_and_is_no_death():
     server = vLLMHttpServer.options(name="vllm_server_1_0").remote()
     ray.get(server.__ray_call__.remote(lambda s: setattr(s, "engine", Busy())))
     engines = Engines()
-    assert engines.deaths() == [] and len(engines._asked) == 1
-    asked = dict(engines._asked)
-    assert engines.deaths() == [] and engines._asked in (asked, {})
+    assert engines.deaths() == [] and len(engines.asked) == 1
+    asked = dict(engines.asked)
+    assert engines.deaths() == [] and engines.asked in (asked, {})
     ray.kill(server)

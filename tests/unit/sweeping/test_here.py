@@ -15,7 +15,10 @@ from tests.unit.sweeping.runs import begin, compose, finish
 
 
 def configs_of(folder, *, seeds=(0, 1), shared=(), **methods):
-    methods = {name: list(overrides) for name, overrides in (methods or {"grpo": (), "soup": ()}).items()}
+    given = methods or {"grpo": (), "soup": ()}
+    methods = {
+        name: [f"trainer.test_value={place}", *given[name]] for place, name in enumerate(given)
+    }  # none are equal
     sweep = Sweep(str(folder), list(seeds), next(iter(methods)), methods, list(shared))
     return composed(list(sweep.runs()), compose)
 

@@ -3,6 +3,7 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from soup_verl.method.checks import ConfigError
 from soup_verl.sweeping import SweepError, plan
@@ -67,6 +68,19 @@ def test_every_combination_is_a_run_once_and_a_seed_is_done_before_the_next(seed
         (seed, str(age), method) for seed, age, method in itertools.product(seeds, ages, methods)
     ]
     assert len({r.folder for r in runs}) == len(runs)
+
+
+def test_two_methods_that_are_one_are_refused_whatever_their_overrides_are(tmp_path):
+    def compose(overrides):
+        """The shared age wins over the file's, as in Hydra."""
+        given = [o for o in overrides if not o.startswith("ablations=")]
+        return OmegaConf.from_dotlist(["soup.lookahead.age=[2,8]"] * ("ablations=age" in overrides) + given)
+
+    text = FILE.replace("soup: []", "aged: [ablations=age]").replace("grpo: [soup.mixed_fraction=0]", "grpo: []")
+    assert len(plan.composed(list(read(tmp_path, text).runs()), compose)) == 4
+    shared = text.replace("[platform=cpu,", "[soup.lookahead.age=4,")
+    with pytest.raises(SweepError, match="methods grpo and aged: expected settings that differ .a KEY=VALUE of shared"):
+        plan.composed(list(read(tmp_path, shared).runs()), compose)
 
 
 def test_sampling_can_be_left_to_the_engine(tmp_path):
