@@ -7,8 +7,9 @@
 #   bash benchmarks/run_all.sh             everything
 #   bash benchmarks/run_all.sh --subset    ten minutes: a few published points again on a new seed; each number must
 #                                          fall into the interval that the published seeds predict
-#   TASKS, SEEDS, WORKERS, POINTS (of the grid), FRESH_POINTS, OFTEN_POINTS, LONG_POINTS, REAL_POINTS and REAL_SEEDS
-#   narrow it; the fresh seeds are countdown's, and REAL_SEEDS=0 leaves verl out
+#   TASKS, SEEDS, WORKERS, POINTS (of the grid), FRESH_POINTS, OFTEN_POINTS, LONG_POINTS, HARD_POINTS, HARD_SIZES_POINTS,
+#   HARD_FRESH_POINTS, HARD_ORDER_POINTS, REAL_POINTS and REAL_SEEDS narrow it; REAL_SEEDS=0 leaves verl out.
+#   What it finds takes the place of benchmarks/raw and of the tables.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

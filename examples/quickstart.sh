@@ -8,7 +8,7 @@
 #
 # Needs Python 3.11 or 3.12 and a C compiler. Both runs share one set of processes, one after the other. A run that has
 # finished is not repeated, one that was interrupted goes on from its last checkpoint; OUT=... starts afresh elsewhere.
-# More knobs: examples/common/train.sh; METHOD is both.
+# More knobs: examples/common/train.sh, all but METHOD: both are trained.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -59,5 +59,5 @@ assets() {
 # train SETTINGS...: the run itself, into $OUT/grpo or, with SOUP, a folder named after the source.
 train() {
   exec "$PYTHON" -m recipe.soup.main_soup "${COMMON[@]}" soup.mixed_fraction="$FRACTION" \
-    hydra.run.dir="$RUN/hydra" trainer.default_local_dir="$RUN" "$@"
+    trainer.default_local_dir="$RUN" "$@"
 }

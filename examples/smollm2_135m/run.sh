@@ -93,7 +93,6 @@ ROLLOUT=(
 )
 REWARD=(reward.custom_reward_function.path=pkg://soup_verl.reward)
 TRAINER=(
-  hydra.run.dir="$OUT/$METHOD/hydra"
   trainer.project_name=smollm2_135m
   trainer.experiment_name="$METHOD"
   trainer.default_local_dir="$OUT/$METHOD"

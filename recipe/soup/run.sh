@@ -15,6 +15,16 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source recipe/soup/prepare.sh
 
+# sized KEY DEFAULT: what the file of `domains=NAME` on the command line says of KEY, else DEFAULT.
+sized() {
+  local found=
+  if [[ " ${SETTINGS[*]} " =~ \ domains=([a-z]+)\  ]]; then
+    found=$(sed -n "s/^ *$1: *\([0-9]*\).*/\1/p" "recipe/soup/config/domains/${BASH_REMATCH[1]}.yaml")
+  fi
+  echo "${found:-$2}"
+}
+SETTINGS=("$@")
+
 MODEL_PATH=${MODEL_PATH:?a model\'s folder, or its name on the hub}
 TRAIN_SET=${DATA:?a data set that soup_verl.prepare_data knows, such as dapo-math-17k, or a parquet file}
 # For validation; names, or parquet files whose paths have no spaces.
@@ -32,15 +42,15 @@ MINI_BATCH=${MINI_BATCH:-64}     # prompts an update
 N=${N:-8}                        # responses a prompt
 LR=${LR:-1e-6}
 TEMPERATURE=${TEMPERATURE:-1.0}
-PROMPT_TOKENS=${PROMPT_TOKENS:-1024}
-RESPONSE_TOKENS=${RESPONSE_TOKENS:-8192}
+PROMPT_TOKENS=${PROMPT_TOKENS:-$(sized max_prompt_length 1024)}
+RESPONSE_TOKENS=${RESPONSE_TOKENS:-$(sized max_response_length 8192)}
 MICRO_BATCH=${MICRO_BATCH:-2}    # longest sequences that a GPU trains on at once; shorter ones fill their place
-STEPS=${STEPS:-500}
+STEPS=${STEPS:-$(sized total_training_steps 500)}
 KEEP=${KEEP:-2}                  # checkpoints; SOUP inference needs older ones too
 # Validation: responses to each of its prompts, and steps from one to the next. With the benchmarks above it has 7% as
 # many responses as the training; preflight says how many they are.
 VAL_N=${VAL_N:-4}
-TEST_EVERY=${TEST_EVERY:-100}
+TEST_EVERY=${TEST_EVERY:-$(sized test_freq 100)}
 REWARD_PATH=${REWARD_PATH:-pkg://soup_verl.reward}
 CONTEXT_TOKENS=${CONTEXT_TOKENS:-} # with ROPE_THETA: a context window this wide
 DATA_DIR=${DATA_DIR:-data/$(basename "$MODEL_PATH")_${TEMPLATE}_prompts_of_$PROMPT_TOKENS}

@@ -3,5 +3,5 @@
 # Hardware: as there, and up to 61 GB of host memory a node: four kept policies of 15.2 GB each in bfloat16, less where
 # few weights change. A checkpoint has the kept policies: up to 370 GB of disk with KEEP=2.
 set -euo pipefail
-export NAME=${NAME:-qwen2.5_math_7b_soup_snapshot} METHOD=${METHOD:-snapshot}
+export NAME=${NAME:-qwen2.5_math_7b_soup_snapshot} METHOD=snapshot
 exec bash "$(dirname "${BASH_SOURCE[0]}")/run_qwen2.5_math_7b.sh" "$@"

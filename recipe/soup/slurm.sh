@@ -5,8 +5,9 @@
 #   sbatch --nodes=4 --gpus-per-node=8 --time=24:00:00 recipe/soup/slurm.sh recipe/soup/run_qwen2.5_math_7b.sh [SETTINGS]
 #
 # Submit from the repository's root, which must be, like the data and runs/, at the same path on every node.
-# Prepare data and model first where there is a network: the run scripts do it, and DRY_RUN=1 does not.
-#   VENV          the environment (default .venv)
+# Prepare data and model first where there is a network: the run script does it, and ends then with the setting
+# soup.preflight_only=true.
+#   VENV          the environment (default: the one that is active, else .venv)
 #   HEAD_ADDRESS  the first node's address for Ray (default: its first one); RAY_PORT there (default 6379)
 #   NAME, KEEP, STEPS ... are the run script's knobs; NNODES and GPUS come from Slurm
 # shellcheck disable=SC2329 # the traps call what it takes for unused
@@ -25,8 +26,9 @@ say() { echo "slurm.sh: $*"; }
 [[ -n ${SLURM_JOB_ID:-} ]] || die "to be given to sbatch; see the first lines of the file"
 cd "$SLURM_SUBMIT_DIR" # Slurm runs a copy of this file from a folder of its own
 [[ -f ${1:-} ]] || die "the first argument must be a run script, relative to $PWD: got '${1:-}'"
-PATH=$(realpath "${VENV:-.venv}")/bin:$PATH
-command -v ray >/dev/null || die "no ray in ${VENV:-.venv}: install there, or set VENV"
+venv=${VENV:-${VIRTUAL_ENV:-.venv}}
+PATH=$(realpath "$venv")/bin:$PATH
+command -v ray >/dev/null || die "no ray in $venv: install there, or set VENV"
 export PATH NNODES=$SLURM_JOB_NUM_NODES GPUS=${GPUS:-$SLURM_GPUS_ON_NODE}
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")

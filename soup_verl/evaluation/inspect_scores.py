@@ -122,7 +122,8 @@ def _require_inspect() -> None:
         import inspect_ai  # noqa: F401
     except ImportError:
         raise EvaluationError(
-            "inspect-ai: not installed, expected this project's extra `inspect` (python -m pip install '.[inspect]')"
+            "inspect-ai: not installed, expected this project's extra `inspect` "
+            "(python -m pip install --editable '.[inspect]')"
         ) from None
 
 

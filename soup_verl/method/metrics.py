@@ -200,8 +200,9 @@ def _counts(batch: StepBatch) -> dict[str, float]:
         length = batch.prefix_mask.bool()[mixed].sum(dim=-1)
         version = batch.response_version[batch.is_mixed]
         age = batch.current_version - version[version != UNLEARNED]
-        if batch.stale_apart:
-            age = batch.policy_age[batch.policy_age > 0]  # of every token: a response has several
+        if batch.stale_apart:  # of every token: a response has several
+            ages = batch.policy_age
+            age = ages[ages > 0]
         for noun, values in (("prefix_length", length), ("policy_age", age)):
             if values.numel():
                 metrics[f"soup/{noun}_mean"] = _mean(values)
@@ -241,7 +242,7 @@ def prefix_kl_by_age(batch: StepBatch) -> dict[int, tuple[float, int]]:
     mask = batch.response_mask.bool() & batch.prefix_mask.bool()
     ages = batch.policy_age
     found = {}
-    for age in sorted(set(ages[mask].tolist())):
+    for age in ages[mask].unique().tolist():  # in order
         tokens = mask & (ages == age)
         k3 = core_algos.kl_k3(*(log_probs[tokens] for log_probs in batch.log_probs_to_compare))
         found[int(age)] = (_mean(k3), k3.numel())

@@ -148,7 +148,6 @@ def places(run: RunSettings, folder: Path, *, model: Path, train: list[str], val
         "trainer.default_local_dir": str(folder / "run"),
         "trainer.resume_mode": "auto",
         "trainer.logger": ["console", "file"],  # no tracker hears of it
-        "hydra.run.dir": str(folder / "hydra"),
         **{f"trainer.{key}": str(folder / key) for key in written if run.get(f"trainer.{key}") is not None},
     }
 

@@ -183,7 +183,8 @@ def policy_responses(
         from_actor: log-probs as the trainer recomputed them, not as the rollout engine reported them.
     """
     data = stored.responses
-    rows = [i for i in stored.real_rows if not data.is_mixed[i]]
+    mixed = data.is_mixed.tolist()
+    rows = [i for i in stored.real_rows if not mixed[i]]
     log_probs = data.old_log_probs if from_actor else data.behavior_log_probs
     assert log_probs is not None, "storing responses needs their log-probs"
     responses = []

@@ -103,7 +103,7 @@ class PrefixSampler:
                 output.token_ids,
                 output.log_probs,
                 wanted=wanted,
-                eos_token_ids=self.eos_token_ids,
+                eos_token_ids=self.eos_token_ids | frozenset(opening.params.get("stop_token_ids") or ()),
                 policy_version=version,
             )
         if head is not None:

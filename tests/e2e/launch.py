@@ -90,8 +90,8 @@ PREFIXES = ("soup.lookahead.age=2", "soup.prefix_length.low=2", "soup.prefix_len
 
 
 def command(assets: Path, folder: Path, *overrides: str) -> list[str]:
-    own = (f"hydra.run.dir={folder}/hydra", f"trainer.default_local_dir={folder}")
-    return [sys.executable, "-m", "recipe.soup.main_soup", *settings(assets), *PREFIXES, *own, *overrides]
+    given = [*settings(assets), *PREFIXES, f"trainer.default_local_dir={folder}", *overrides]
+    return [sys.executable, "-m", "recipe.soup.main_soup", *given]
 
 
 def launch(assets: Path, folder: Path, *overrides: str, **how: Any) -> Run:

@@ -77,6 +77,23 @@ def test_a_run_script_takes_it(path):
     assert {key: OmegaConf.select(whole, key) for key in asked} == asked
 
 
+DOMAIN_RUN = {"MODEL_PATH": "a/model", "DATA": "a.parquet", "BENCHMARKS": "b.parquet"}
+
+
+@pytest.mark.parametrize("path", DOMAINS, **NAMES)
+def test_a_run_script_has_the_lengths_and_steps_of_a_domains_file(path):
+    config = OmegaConf.create(compose(*script_settings("run.sh", f"domains={path.stem}", **DOMAIN_RUN)))
+    asked = flatten(OmegaConf.to_container(OmegaConf.load(path)))
+    del asked["trainer.experiment_name"]  # the run's own
+    assert {key: OmegaConf.select(config, key) for key in asked} == asked
+
+
+def test_a_knob_that_is_set_wins_over_a_domains_file():
+    given = script_settings("run.sh", "domains=summaries", **DOMAIN_RUN, RESPONSE_TOKENS="512", STEPS="7")
+    assert "data.max_response_length=512" in given and "trainer.total_training_steps=7" in given
+    assert "data.max_prompt_length=2048" in given  # the file's
+
+
 @pytest.mark.parametrize("name", KNOBS)
 def test_a_run_script_that_would_make_two_updates_a_step_is_refused(name):
     config = compose(*script_settings("run_qwen2.5_math_7b.sh", f"neighbors={name}"))

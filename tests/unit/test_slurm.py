@@ -32,14 +32,14 @@ SCONTROL = 'if [[ $1 == show ]]; then printf "%s\\n" n1 n2 n3 | head -n "$SLURM_
 
 
 class Job:
-    """A Slurm job whose run script is `body`."""
+    """A Slurm job whose run script is `body`; `active`: the environment that was active when it was submitted."""
 
-    def __init__(self, folder: Path, nodes: int, body: str, ray: str = RAY):
+    def __init__(self, folder: Path, nodes: int, body: str, ray: str = RAY, active: str | None = None):
         self.commands = FakeCommands(folder / "bin")
         answers = {"srun": SRUN, "ray": ray, "scontrol": SCONTROL, "hostname": "echo 10.0.0.1 fe80::1"}
         for name, answer in answers.items():
             self.commands.add(name, answer)
-        venv = folder / "submitted/.venv/bin"
+        venv = folder / "submitted" / (active or ".venv") / "bin"
         venv.mkdir(parents=True)
         shutil.copy(self.commands.folder / "ray", venv)
         self.commands.add("ray", "echo 'not this ray' >&2; exit 1")
@@ -55,6 +55,7 @@ class Job:
             SLURM_SUBMIT_DIR=str(folder / "submitted"),
             LOG=str(self.commands.log),
             JOINED=str(folder / "joined"),
+            **({"VIRTUAL_ENV": str(venv.parent)} if active else {}),
         )
         self.process = subprocess.Popen(
             ["bash", spooled, "run.sh", "trainer.save_freq=5"],
@@ -128,6 +129,11 @@ def test_head_then_workers_then_the_run_and_its_exit_code(job):
         "ray ended",
         "ray ended",
     ]
+
+
+def test_the_environment_that_was_active_is_the_jobs(job):
+    code, output = job(1, SAY, RAY, ".venv-gpu").finish()
+    assert code == 0, output
 
 
 def test_one_node_has_no_workers(job):

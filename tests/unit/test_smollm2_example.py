@@ -229,7 +229,6 @@ def test_the_baseline_differs_in_what_makes_it_grpo_and_in_its_folder():
     changed = {line.split("=")[0] for line in set(soup) ^ set(grpo)}
     assert changed == {
         "soup.mixed_fraction",
-        "hydra.run.dir",
         "trainer.default_local_dir",
         "trainer.experiment_name",
     }

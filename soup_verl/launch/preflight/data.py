@@ -11,6 +11,7 @@ from soup_verl.launch.preflight.report import NO, Finding, judged, refused
 from soup_verl.launch.preflight.rows import row_findings
 from soup_verl.launch.preflight.run_settings import ROLLOUT, RunSettings
 from soup_verl.method.checks import ConfigError
+from soup_verl.method.history.response_store import RESPONSE_BYTES
 from soup_verl.method.sections import NEEDS_ONE_TURN, SINGLE_TURN
 from soup_verl.stack.prompt_builder import prompt_builder
 from soup_verl.tasks.chat_template import is_text_message
@@ -20,6 +21,8 @@ SHOWN_ROWS = 2
 SHOWN_CHARACTERS = 1500
 VALIDATION_SHARE = 0.1
 """Of the training's responses, how many those of all validations may be."""
+STORED_SHARE = 0.25
+"""Of the longest response, how long responses may be on average for replay's store to hold an epoch of them."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,23 @@ def _step_findings(run: RunSettings, found: Split, dropped: float, batches: int,
     if run.uses_replay:
         need = f"more steps than one epoch of {batches}: replay starts at a prompt's second visit"
         yield judged(TOPIC, name, steps > batches, need=need, have=max(0, steps - batches))
+        yield _store_finding(run, kept)
+
+
+def _store_finding(run: RunSettings, prompts: int) -> Finding:
+    """Whether `replay` has a prompt's responses still when it comes again: an epoch of other prompts comes between."""
+    replay, mixed = run.soup.replay, round(run.n * run.soup.mixed_fraction)
+    responses = prompts * max(1, min(replay.per_prompt, run.n - mixed))
+    most, each = replay.capacity_tokens // RESPONSE_BYTES, replay.capacity_tokens // max(1, responses)
+    good = responses <= most and each >= STORED_SHARE * run.response_length
+    return judged(
+        TOPIC,
+        "replay store",
+        good,
+        need=f"room for an epoch's {responses} on-policy responses, which may have {run.response_length} tokens each",
+        have=f"soup.replay.capacity_tokens={replay.capacity_tokens}: {most} responses, {each} tokens for each of those",
+        how="the least used go first" + ("" if good else "; raise it, for 10 bytes of host memory a token"),
+    )
 
 
 def validation_findings(run: RunSettings, prompts: int, steps: int) -> Iterator[Finding]:

@@ -150,6 +150,28 @@ def test_history_that_comes_too_late_to_be_used_is_a_warning(tmp_path, tokenizer
     assert look_at_rows(path, tokenizer, soup)[1]["steps with history"].verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("changes", "verdict", "have"),
+    [
+        ({}, "ok", "64000000: 62500 responses, 1000000 tokens for each of those"),
+        ({"soup.replay.capacity_tokens": 65536}, "ok", "65536: 64 responses, 1024 tokens for each of those"),
+        ({"soup.replay.capacity_tokens": 65535}, "warning", "65535: 63 responses, 1023 tokens for each of those"),
+        ({"soup.replay.per_prompt": 1}, "ok", "64000000: 62500 responses, 2000000 tokens for each of those"),
+        (
+            {f"{ROLLOUT}.response_length": 10_000_000},
+            "warning",
+            "64000000: 62500 responses, 1000000 tokens for each of those",
+        ),
+    ],
+)
+def test_a_store_that_forgets_a_prompt_before_it_comes_again_is_a_warning(tmp_path, tokenizer, changes, verdict, have):
+    path = files.write_rows(tmp_path / "d.parquet", [files.row()] * 32)
+    given = {"soup.source": "replay", f"{ROLLOUT}.n": 4} | changes
+    store = look_at_rows(path, tokenizer, given)[1]["replay store"]
+    assert (store.verdict, store.have) == (verdict, f"soup.replay.capacity_tokens={have}")
+    assert ("raise it" in store.how) is (verdict == "warning")
+
+
 VALIDATION = {"trainer.test_freq": 3, "trainer.val_before_train": True, f"{ROLLOUT}.val_kwargs.n": 2}
 
 

@@ -14,6 +14,7 @@ from soup_verl.method.history import PolicyResponse
 from soup_verl.method.history.prefixes import check_response
 from soup_verl.method.sections import KlControlConfig
 from soup_verl.method.step import trained_tokens
+from soup_verl.method.step_batch import StepBatch
 from soup_verl.stack import batch as batches
 from soup_verl.stack.rollout import token_key
 from soup_verl.stack.session import FACTS
@@ -282,6 +283,14 @@ def test_only_the_last_output_of_a_session_counts():
 def responses_of(stored, rows, tags=None, *, response_length=4, from_actor=False):
     batch, _ = stored(rows, tags)
     return batches.policy_responses(batch, read(batch), response_length=response_length, from_actor=from_actor)
+
+
+def test_what_is_mixed_is_looked_up_once_and_not_for_each_response(stored, monkeypatch):
+    """It is a pass over the whole batch: at 8,192 responses of 8,192 tokens a tenth of a second."""
+    looked = []
+    whole = StepBatch.is_mixed.fget
+    monkeypatch.setattr(StepBatch, "is_mixed", property(lambda batch: looked.append(1) or whole(batch)))
+    assert len(responses_of(stored, [row([5, 2])] * 3)) == 3 and len(looked) == 1
 
 
 def plain(response: PolicyResponse):

@@ -126,6 +126,12 @@ def test_a_prefix_follows_the_prompt_and_has_the_engines_version():
     assert PARAMS == {"temperature": 0.7, "logprobs": True}
 
 
+def test_a_token_that_ends_a_turn_of_the_loop_ends_a_prefix_wherever_it_stands(monkeypatch):
+    """A tool call's, which the engine stops at: nothing of the same turn may follow it."""
+    monkeypatch.setitem(PARAMS, "stop_token_ids", [77])
+    assert prefixes_of(Client([[20, 21, 77]]), PrefixRequest(2, 3))[2].token_ids == (20, 21)
+
+
 def test_each_session_has_its_own_request_and_an_empty_prefix_is_left_out():
     client = Client([[20, 21], [EOS], [22, EOS, 23]])
     found = prefixes_of(client, PrefixRequest(0, 2), PrefixRequest(1, 3), PrefixRequest(3, 3))
