@@ -15,15 +15,19 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source recipe/soup/prepare.sh
 
-# sized KEY DEFAULT: what the file of `domains=NAME` on the command line says of KEY, else DEFAULT.
+DOMAIN= # the file of `domains=NAME` on the command line
+for setting in "$@"; do
+  if [[ $setting == domains=* && $setting != domains=null ]]; then
+    DOMAIN=recipe/soup/config/domains/${setting#*=}.yaml
+    [[ -f $DOMAIN ]] || { echo "run.sh: $setting: there is no $DOMAIN; python -m recipe.soup.list names all" >&2; exit 2; }
+  fi
+done
+# sized KEY DEFAULT: what the domain's file says of KEY, else DEFAULT.
 sized() {
   local found=
-  if [[ " ${SETTINGS[*]} " =~ \ domains=([a-z]+)\  ]]; then
-    found=$(sed -n "s/^ *$1: *\([0-9]*\).*/\1/p" "recipe/soup/config/domains/${BASH_REMATCH[1]}.yaml")
-  fi
+  if [[ -n $DOMAIN ]]; then found=$(sed -n "s/^ *$1: *\([0-9]*\).*/\1/p" "$DOMAIN"); fi
   echo "${found:-$2}"
 }
-SETTINGS=("$@")
 
 MODEL_PATH=${MODEL_PATH:?a model\'s folder, or its name on the hub}
 TRAIN_SET=${DATA:?a data set that soup_verl.prepare_data knows, such as dapo-math-17k, or a parquet file}

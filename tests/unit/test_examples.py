@@ -1,7 +1,9 @@
 """Every file of recipe/soup/config/ablations and neighbors composes as on the command line and passes every check."""
 
 import functools
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import hydra
@@ -86,6 +88,14 @@ def test_a_run_script_has_the_lengths_and_steps_of_a_domains_file(path):
     asked = flatten(OmegaConf.to_container(OmegaConf.load(path)))
     del asked["trainer.experiment_name"]  # the run's own
     assert {key: OmegaConf.select(config, key) for key in asked} == asked
+
+
+def test_a_domain_that_there_is_not_is_refused_before_anything_is_prepared():
+    environment = {**os.environ, **DOMAIN_RUN, "DRY_RUN": "1"}
+    command = ["bash", "recipe/soup/run.sh", "domains=foo"]
+    done = subprocess.run(command, cwd=CONFIG.parents[2], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("run.sh: domains=foo: there is no recipe/soup/config/domains/foo.yaml; ")
 
 
 def test_a_knob_that_is_set_wins_over_a_domains_file():
