@@ -26,7 +26,6 @@ from soup_verl.method.policy_losses import ClipRange, LossTokens, loss_of_tokens
 from soup_verl.method.sections import ForgetConfig, StepSizeConfig
 from soup_verl.method.step import InLoss, moved_with_policy
 from soup_verl.stack import register
-from soup_verl.stack.checkpoint import step_of
 from soup_verl.stack.keeping_worker import KeepingActorWorker
 
 SUM_PREFIX = "soup_sum/"
@@ -241,16 +240,9 @@ class SoupActorWorker(KeepingActorWorker):
         return skipped
 
     @remote(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def spare_checkpoint(self, best: Path, before: Path | None) -> None:
-        """Have verl's rotation (`trainer.max_actor_ckpt_to_keep`) pass over one checkpoint, and no longer over another.
-
-        Args:
-            best: `global_step_N`; the newest ones are counted without it.
-            before: takes its place among the others again.
-        """
-        manager = self.actor.engine.checkpoint_manager
-        others = {Path(path).parent for path in manager.previous_saved_paths} | ({before} if before else set())
-        manager.previous_saved_paths = [str(path / "actor") for path in sorted(others - {best}, key=step_of)]
+    def rotate_checkpoints(self, counted: list[Path]) -> None:
+        """Have verl's rotation (`trainer.max_actor_ckpt_to_keep`) count these and no others; it removes the first ones."""
+        self.actor.engine.checkpoint_manager.previous_saved_paths = [str(path / "actor") for path in counted]
 
     @remote(dispatch_mode=Dispatch.ONE_TO_ALL)
     def start_anew(self, config: DictConfig) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from soup_verl.method.checks import ConfigError
@@ -26,18 +26,22 @@ class BestCheckpoint:
         root: the run's folder.
         setting: `soup.keep_best`: the metric's name, a minus before it where less is better.
         step: that the run goes on from, 0 for a new one; checkpoints of later steps are of another history.
-        spare: (the best checkpoint, the one that was it before or None); has verl's rotation keep the first.
     """
 
-    def __init__(self, root: Path, setting: str, step: int, spare: Callable[[Path, Path | None], None]):
-        self._root, self._setting, self._spare = root, setting, spare
+    def __init__(self, root: Path, setting: str, step: int):
+        self._root, self._setting = root, setting
         self._metric, self._sign = setting.removeprefix("-"), -1 if setting.startswith("-") else 1
         self._values = {s: value for s, value in self._stored().items() if s <= step}
         self._step = self._best()
         self._write()
 
+    @property
+    def folder(self) -> Path | None:
+        """The best checkpoint; None where there is none yet."""
+        return None if self._step is None else self._folder(self._step)
+
     def judge(self, metrics: Mapping[str, float], step: int) -> None:
-        """Take note of a validation, and keep the checkpoint of its step if there is one and it is the best.
+        """Take note of a validation, if there is a checkpoint of its step.
 
         Raises:
             ConfigError: the validation has no such metric.
@@ -48,9 +52,7 @@ class BestCheckpoint:
         if not (self._is_there(step) and math.isfinite(metrics[self._metric])):
             return
         self._values[step] = float(metrics[self._metric])
-        before, self._step = self._step, self._best()
-        if self._step is not None and self._step != before:
-            self._spare(self._folder(self._step), None if before is None else self._folder(before))
+        self._step = self._best()
         self._write()
 
     def _best(self) -> int | None:

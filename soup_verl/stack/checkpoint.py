@@ -184,6 +184,12 @@ def newest_intact(root: Path) -> tuple[Path | None, list[TornCheckpoint]]:
     return None, refused
 
 
+def with_weights(root: Path, *, until: int) -> list[Path]:
+    """The checkpoints under `root` up to that step whose weights verl has not removed, oldest first; torn ones, too."""
+    found = (c for c in root.glob("global_step_*") if 0 <= step_of(c) <= until and (c / "actor").exists())
+    return sorted(found, key=step_of)
+
+
 def prune(newest: Path) -> list[Path]:
     """Drop our part of the older checkpoints whose weights verl has removed (`trainer.max_actor_ckpt_to_keep`).
 

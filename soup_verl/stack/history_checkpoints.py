@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,13 @@ class HistoryCheckpoints(PPOTrainer):
         """None where no prefix is planned."""
         return self._history.source
 
+    @property
+    def _root(self) -> Path:
+        """The run's folder, absolute, as verl's rotation has its paths."""
+        return Path(self.config.trainer.default_local_dir).absolute()
+
     def _save_checkpoint(self) -> None:
-        folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
+        folder = self._root / f"global_step_{self.global_steps}"
         try:
             super()._save_checkpoint()
             self._save_history(folder)
@@ -77,8 +83,9 @@ class HistoryCheckpoints(PPOTrainer):
         with resume.only_from(folder, self.config.trainer):
             super()._load_checkpoint()
         if self._soup.keep_best:
-            root, spare = Path(self.config.trainer.default_local_dir), self.actor_rollout_wg.spare_checkpoint
-            self._best = BestCheckpoint(root, self._soup.keep_best, self.global_steps, spare)
+            self._best = BestCheckpoint(self._root, self._soup.keep_best, self.global_steps)
+        if folder is not None and folder.resolve().parent == self._root.resolve():
+            self._count_checkpoints()
         if state is not None:
             self._history.collapse.low_steps = state["low_kl_steps"]
         if folder is not None and state is not None and self._source:
@@ -87,6 +94,22 @@ class HistoryCheckpoints(PPOTrainer):
             self._source.load(folder / checkpoint.FOLDER)
             if self._blocks:
                 self._blocks.load(folder / checkpoint.FOLDER)
+
+    def _judge(self, metrics: Mapping[str, float]) -> None:
+        """What this step's checkpoint is worth, by a validation."""
+        if self._best is None:
+            return
+        before = self._best.folder
+        self._best.judge(metrics, self.global_steps)
+        if self._best.folder != before:
+            self._count_checkpoints()
+
+    def _count_checkpoints(self) -> None:
+        """Have verl's rotation count what this run has on its disk, which verl forgets whenever a run starts again, and
+        pass over the best."""
+        best = self._best and self._best.folder
+        counted = checkpoint.with_weights(self._root, until=self.global_steps)
+        self.actor_rollout_wg.rotate_checkpoints([path for path in counted if path != best])
 
     def _stored_state(self, folder: Path) -> dict[str, Any] | None:
         """What the checkpoint says of its history; None if this run or the checkpoint has none.

@@ -19,8 +19,7 @@ class ExplainedValidation(ExplainedFailures, HistoryCheckpoints):
         with self._failures_explained():
             metrics = super()._validate()
             self._raise_session_errors()
-        if self._best:
-            self._best.judge(metrics, self.global_steps)
+        self._judge(metrics)
         return metrics
 
     def _val_metrics_update(

@@ -11,7 +11,6 @@ from omegaconf import OmegaConf
 from tensordict import TensorDict
 from verl.experimental.separation.engine_workers import DetachActorWorker
 from verl.utils import tensordict_utils as tu
-from verl.utils.checkpoint.checkpoint_manager import BaseCheckpointManager
 from verl.utils.metric import Metric
 from verl.workers import engine_workers
 from verl.workers.engine.fsdp import transformer_impl
@@ -241,24 +240,3 @@ def test_a_kept_policy_stays_as_it_was_and_can_be_taken_back(one_rank_group, str
     assert values(module) == [1, 1]
     worker.clear_cpu_model(1)
     assert list(worker.cpu_saved_models) == ["current"]
-
-
-@pytest.mark.parametrize("keep", [1, 2, 3])
-def test_verls_rotation_passes_over_the_best_checkpoint_and_drops_the_one_before_it(tmp_path, keep):
-    """By verl's own bookkeeping, as its FSDP manager calls it around a save: first 2 is the best, then 5."""
-    manager = object.__new__(BaseCheckpointManager)
-    manager.previous_saved_paths = []
-    worker = object.__new__(SoupActorWorker)
-    worker.actor = SimpleNamespace(engine=SimpleNamespace(checkpoint_manager=manager))
-    left = {}
-    for step in range(1, 9):
-        manager.ensure_checkpoint_capacity(keep)
-        (tmp_path / f"global_step_{step}" / "actor").mkdir(parents=True)
-        manager.register_checkpoint(str(tmp_path / f"global_step_{step}" / "actor"), keep)
-        if step in (2, 5):
-            before = tmp_path / "global_step_2" if step == 5 else None
-            worker.spare_checkpoint(tmp_path / f"global_step_{step}", before)
-        left[step] = [n for n in range(1, 9) if (tmp_path / f"global_step_{n}" / "actor").exists()]
-    assert left[4] == {1: [2, 4], 2: [2, 3, 4], 3: [1, 2, 3, 4]}[keep]
-    assert left[8] == {1: [5, 8], 2: [5, 7, 8], 3: [5, 6, 7, 8]}[keep]
-    assert max(map(len, left.values())) <= keep + 1

@@ -331,7 +331,8 @@ _TWO_POOLS = _alone(  # every step two updates, between which the engine keeps i
 def _partial_rollout(assets: Path, folder: Path) -> Run:
     """A worker is killed after the first checkpoint; the run starts again by itself."""
     death = Fault("FSDP worker", step=4, stage="update")
-    return launch(assets, folder, *_INTERRUPTED, "soup.restarts=1", fault=Faults([death]))
+    keep = "trainer.max_actor_ckpt_to_keep=1"
+    return launch(assets, folder, *_INTERRUPTED, keep, "soup.restarts=1", fault=Faults([death]))
 
 
 # Nothing is under way when a step begins: then verl's asynchronous trainer repeats a run bit for bit.

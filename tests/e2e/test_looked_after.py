@@ -28,6 +28,12 @@ def test_a_death_is_told_with_what_died(run):
     assert death["newest_checkpoint"] == 2
 
 
+@pytest.mark.runs("partial_rollout")
+def test_the_checkpoints_of_both_starts_are_counted_together(run):
+    """One was asked for: each start made its own."""
+    assert [actor.parent.name for actor in run("partial_rollout").folder.glob("*/actor")] == ["global_step_6"]
+
+
 @pytest.mark.runs("resumed")
 def test_the_stacks_of_the_stall_are_those_of_every_kind_of_process(run):
     written = (run("resumed").folder / "stacks.1.txt").read_text()

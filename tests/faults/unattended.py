@@ -25,6 +25,7 @@ NOT_MISSED = ("driver", "GCS server", "Ray agent")
 """What a run can go without until its end."""
 STALL_MINUTES = {"set_up": 2, "rollout": 0.5, "update": 0.5, "weight_sync": 0.25}
 """Many times what the small model needs."""
+KEPT = 3  # checkpoints
 
 
 def plan(kills: int, stalls: int, seed: int) -> list[Fault]:
@@ -65,7 +66,7 @@ def main() -> None:
         *PREFIXES,
         f"trainer.total_training_steps={steps}",
         "trainer.save_freq=1",
-        "trainer.max_actor_ckpt_to_keep=3",
+        f"trainer.max_actor_ckpt_to_keep={KEPT}",
         "actor_rollout_ref.actor.optim.lr=3e-5",
         f"soup.restarts={len(planned)}",
         *(f"soup.stall_minutes.{key}={value}" for key, value in STALL_MINUTES.items()),
@@ -82,11 +83,12 @@ def main() -> None:
     (out / "faults.json").write_text(json.dumps(each, indent=1) + "\n")
     unfair = unfair_epochs(run, steps) if run.code == 0 else None
     left = survivors(out / "run", within=90)
+    kept = len(list((out / "run").glob("global_step_*/actor")))
     print(
         f"{sum(f['hit'] for f in each)} of {len(planned)} faults hit, {len(restarts)} restarts; code {run.code} after "
-        f"{time.monotonic() - began:.0f} s; unfair epochs: {unfair}; processes left: {left}"
+        f"{time.monotonic() - began:.0f} s; unfair epochs: {unfair}; processes left: {left}; checkpoints: {kept}"
     )
-    sys.exit(bool(run.code or unfair or left or len(restarts) != len(planned)))
+    sys.exit(bool(run.code or unfair or left or kept > KEPT or len(restarts) != len(planned)))
 
 
 if __name__ == "__main__":

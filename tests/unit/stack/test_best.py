@@ -19,19 +19,8 @@ def save(root, *steps):
 
 
 @pytest.fixture
-def spared():
-    return []
-
-
-@pytest.fixture
-def best_of(tmp_path, spared):
-    def start(setting=METRIC, step=0):
-        def spare(best, before):
-            spared.append((best.name, before and before.name))
-
-        return BestCheckpoint(tmp_path, setting, step, spare)
-
-    return start
+def best_of(tmp_path):
+    return lambda setting=METRIC, step=0: BestCheckpoint(tmp_path, setting, step)
 
 
 def said(root):
@@ -41,14 +30,18 @@ def said(root):
 
 
 def validate(best, values):
+    """The best after each validation."""
+    names = []
     for step, value in values.items():
         best.judge({METRIC: value, "val-core/even/acc/mean@8": 0.0}, step)
+        names.append(best.folder and best.folder.name)
+    return names
 
 
-def test_the_highest_is_spared_in_turn_and_of_equals_the_earlier(tmp_path, best_of, spared):
+def test_the_highest_so_far_and_of_equals_the_earlier(tmp_path, best_of):
     save(tmp_path, 2, 4, 6, 8)
-    validate(best_of(), {2: 0.25, 4: 0.5, 6: 0.5, 8: 0.375})
-    assert spared == [("global_step_2", None), ("global_step_4", "global_step_2")]
+    of_each = validate(best_of(), {1: 0.75, 2: 0.25, 4: 0.5, 6: 0.5, 8: 0.375})
+    assert of_each == [None, "global_step_2", *["global_step_4"] * 3]
     assert said(tmp_path) == (4, {"2": 0.25, "4": 0.5, "6": 0.5, "8": 0.375})
 
 
@@ -58,11 +51,11 @@ def test_with_a_minus_the_lowest(tmp_path, best_of):
     assert said(tmp_path)[0] == 4
 
 
-def test_a_step_that_has_no_whole_checkpoint_or_no_number_is_not_judged(tmp_path, best_of, spared):
+def test_a_step_that_has_no_whole_checkpoint_or_no_number_is_not_judged(tmp_path, best_of):
     save(tmp_path, 2, 4, 6)
     (tmp_path / "global_step_4" / "soup" / "manifest.json").unlink()
     validate(best_of(), {0: 0.875, 2: 0.25, 3: 0.875, 4: 0.875, 6: float("nan")})
-    assert said(tmp_path) == (2, {"2": 0.25}) and spared == [("global_step_2", None)]
+    assert said(tmp_path) == (2, {"2": 0.25})
 
 
 def test_nothing_is_said_before_there_is_one(tmp_path, best_of):
@@ -78,14 +71,13 @@ def test_a_metric_that_the_first_validation_has_not_is_refused_with_those_it_has
     assert str(error.value) == f"soup.keep_best='{setting}': expected one of {expected}."
 
 
-def test_a_resumed_run_goes_on_with_the_best_of_its_own_history(tmp_path, best_of, spared):
+def test_a_resumed_run_goes_on_with_the_best_of_its_own_history(tmp_path, best_of):
     save(tmp_path, 2, 4, 6, 8)
     validate(best_of(), {2: 0.5, 4: 0.25, 6: 0.75, 8: 0.25})
-    spared.clear()
     resumed = best_of(step=4)  # 6 and 8 will be made again
     assert said(tmp_path) == (2, {"2": 0.5, "4": 0.25})
-    validate(resumed, {6: 0.25, 8: 0.75})
-    assert spared == [("global_step_8", "global_step_2")]
+    assert resumed.folder == tmp_path / "global_step_2"
+    assert validate(resumed, {6: 0.25, 8: 0.75}) == ["global_step_2", "global_step_8"]
 
 
 def test_a_resumed_run_that_has_lost_its_best_takes_the_next_that_is_there(tmp_path, best_of):
@@ -96,12 +88,11 @@ def test_a_resumed_run_that_has_lost_its_best_takes_the_next_that_is_there(tmp_p
     assert said(tmp_path)[0] == 4
 
 
-def test_a_step_that_is_validated_again_counts_as_found_last(tmp_path, best_of, spared):
+def test_a_step_that_is_validated_again_counts_as_found_last(tmp_path, best_of):
     save(tmp_path, 2, 4)
     validate(best_of(), {2: 0.5, 4: 0.75})
-    validate(best_of(step=4), {4: 0.25})
+    assert validate(best_of(step=4), {4: 0.25}) == ["global_step_2"]
     assert said(tmp_path) == (2, {"2": 0.5, "4": 0.25})
-    assert spared[-1] == ("global_step_2", "global_step_4")
 
 
 @pytest.mark.parametrize(("setting", "step"), [(METRIC, 0), ("val-core/even/acc/mean@8", 4)])

@@ -1,0 +1,130 @@
+"""verl's rotation of checkpoints (`trainer.max_actor_ckpt_to_keep`), around real saves: over restarts, past the best."""
+
+import json
+import os
+from types import SimpleNamespace
+
+import pytest
+from verl.utils.checkpoint.checkpoint_manager import BaseCheckpointManager
+
+from soup_verl.method.observation import History
+from soup_verl.method.step import plan_of_run
+from soup_verl.stack.actor_worker import SoupActorWorker
+from soup_verl.stack.trainer import SoupTrainer
+from tests.contract import verl_trainer
+from tests.unit import preflight_files as files
+
+pytestmark = pytest.mark.contract
+METRIC = "val-soup/even/pass@8"
+LOADER = SimpleNamespace(state_dict=dict, load_state_dict=lambda state: None)
+
+
+class Workers:
+    """One rank whose weights are a file. verl's manager of its checkpoints is real, and new in every start."""
+
+    def __init__(self):
+        self._manager = object.__new__(BaseCheckpointManager)
+        self._manager.previous_saved_paths = []
+        self._worker = object.__new__(SoupActorWorker)
+        self._worker.actor = SimpleNamespace(engine=SimpleNamespace(checkpoint_manager=self._manager))
+        self.rotate_checkpoints = self._worker.rotate_checkpoints
+
+    def load_checkpoint(self, **_):
+        pass
+
+    def save_checkpoint(self, path, _remote, _step, max_ckpt_to_keep):
+        self._manager.ensure_checkpoint_capacity(max_ckpt_to_keep)
+        path = os.path.abspath(path)  # as verl's `local_mkdir_safe` makes it
+        os.makedirs(path, exist_ok=True)
+        with open(f"{path}/model.pt", "w") as weights:
+            weights.write("weights")
+        self._manager.register_checkpoint(path, max_ckpt_to_keep)
+
+
+@pytest.fixture
+def start(monkeypatch, tmp_path):
+    """Start a run, or start it again; its folder is named as people name it."""
+    monkeypatch.chdir(tmp_path)
+
+    def begin(**settings):
+        settings = {"trainer__default_local_dir": "run", "soup__mixed_fraction": 0} | settings
+        trainer = verl_trainer.new(files.configure(**settings), SoupTrainer)
+        plan = plan_of_run(trainer._soup, n=8, response_length=16, last_step=9)
+        trainer._history, trainer._settings = History(trainer._soup, plan, source=None), {}
+        trainer.checkpoint_callback = SimpleNamespace(on_save=lambda **_: None)
+        trainer.train_dataloader, trainer.actor_rollout_wg = LOADER, Workers()
+        trainer._load_checkpoint()
+        return trainer
+
+    return begin
+
+
+def saved(trainer, *steps, values=None):
+    """The checkpoints that are there after each of these steps, each validated with its value."""
+    there = []
+    for step in steps:
+        trainer.global_steps = step
+        trainer._save_checkpoint()
+        if values:
+            trainer._judge({METRIC: values[step]})
+        there.append(on_disk(trainer))
+    return there
+
+
+def on_disk(trainer):
+    return sorted(int(path.parent.name.rpartition("_")[2]) for path in trainer._root.glob("global_step_*/actor"))
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_best_stays_beside_the_newest_and_goes_when_another_is_better(start, keep):
+    values = {1: 0.1, 2: 0.5, 3: 0.2, 4: 0.3, 5: 0.8, 6: 0.1, 7: 0.2, 8: 0.3}
+    left = saved(start(trainer__max_actor_ckpt_to_keep=keep, soup__keep_best=METRIC), *range(1, 9), values=values)
+    assert left[3] == {1: [2, 4], 2: [2, 3, 4], 3: [1, 2, 3, 4]}[keep]
+    assert left[7] == {1: [5, 8], 2: [5, 7, 8], 3: [5, 6, 7, 8]}[keep]
+    assert max(map(len, left)) <= keep + 1
+
+
+@pytest.mark.parametrize("keep_best", ["null", METRIC])
+def test_starts_again_leave_no_more_than_one_start(start, keep_best):
+    settings = {"trainer__max_actor_ckpt_to_keep": 2, "soup__keep_best": keep_best}
+    values = {1: 0.5} | dict.fromkeys(range(2, 9), 0.1) if keep_best == METRIC else None
+    best = [1] if keep_best == METRIC else []
+    assert saved(start(**settings), 1, 2, 3, values=values)[-1] == [*best, 2, 3]
+    second = start(**settings)
+    assert second.global_steps == 3
+    assert saved(second, 4, values=values) == [[*best, 3, 4]]
+    assert saved(start(**settings), 5, 6, values=values) == [[*best, 4, 5], [*best, 5, 6]]
+
+
+def test_what_was_written_after_the_step_it_goes_on_from_is_not_counted(start):
+    """It is written anew; until then the intact one before it is the newest."""
+    saved(start(trainer__max_actor_ckpt_to_keep=3), 2, 4, 6)
+    torn = start()._root / "global_step_6" / "actor" / "model.pt"
+    torn.write_text("weigh")
+    again = start(trainer__max_actor_ckpt_to_keep=2)
+    assert again.global_steps == 4
+    assert saved(again, 5, 6, 7) == [[4, 5, 6], [5, 6], [6, 7]]
+
+
+def test_a_run_that_goes_on_from_another_runs_checkpoint_removes_none_of_that_run_or_of_its_own(start):
+    saved(start(), 2, 4)
+    saved(start(trainer__default_local_dir="other"), 1, 2)
+    named = {"trainer__resume_mode": "resume_path", "trainer__resume_from_path": "run/global_step_4"}
+    other = start(trainer__default_local_dir="other", trainer__max_actor_ckpt_to_keep=1, **named)
+    assert saved(other, 5, 6) == [[1, 2, 5], [1, 2, 6]]
+    assert on_disk(start()) == [2, 4]
+
+
+def test_the_folder_of_the_run_may_be_a_link(start, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").symlink_to("elsewhere")
+    saved(start(trainer__max_actor_ckpt_to_keep=1), 1)
+    named = {"trainer__resume_mode": "resume_path", "trainer__resume_from_path": "elsewhere/global_step_1"}
+    assert saved(start(trainer__max_actor_ckpt_to_keep=1, **named), 2) == [[2]]
+
+
+def test_best_and_newest_are_intact(start):
+    trainer = start(trainer__max_actor_ckpt_to_keep=1, soup__keep_best=METRIC)
+    saved(trainer, 1, 2, 3, values={1: 0.5, 2: 0.25, 3: 0.25})
+    assert json.loads((trainer._root / "best.json").read_text())["step"] == 1
+    assert (trainer._root / "best" / "soup" / "manifest.json").exists()
