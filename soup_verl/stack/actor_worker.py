@@ -241,7 +241,7 @@ class SoupActorWorker(KeepingActorWorker):
 
     @remote(dispatch_mode=Dispatch.ONE_TO_ALL)
     def rotate_checkpoints(self, counted: list[Path]) -> None:
-        """Have verl's rotation (`trainer.max_actor_ckpt_to_keep`) count these and no others; it removes the first ones."""
+        """Have verl's rotation (`trainer.max_actor_ckpt_to_keep`) count these and no others; the first go first."""
         self.actor.engine.checkpoint_manager.previous_saved_paths = [str(path / "actor") for path in counted]
 
     @remote(dispatch_mode=Dispatch.ONE_TO_ALL)

@@ -1,4 +1,4 @@
-"""verl's rotation of checkpoints (`trainer.max_actor_ckpt_to_keep`), around real saves: over restarts, past the best."""
+"""verl's rotation of checkpoints (`trainer.max_actor_ckpt_to_keep`), around saves: over restarts, and past the best."""
 
 import json
 import os
