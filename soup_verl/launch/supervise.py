@@ -32,6 +32,7 @@ from soup_verl.launch.preflight.provenance import RUN_FILE
 from soup_verl.launch.stalls import Place, Progress, StallWatch
 from soup_verl.method.config import SoupConfig
 from soup_verl.records.files import write_json
+from soup_verl.stack import checkpoint
 
 PERIOD = 0.5
 """Seconds between two looks."""
@@ -40,8 +41,6 @@ FIRST_PAUSE, LONGEST_PAUSE = 10.0, 600.0
 PASSED_ON = (signal.SIGINT, signal.SIGTERM)
 REPORTED = 4
 """The driver's own exit code for an error that it has reported and that a restart would only repeat."""
-NEWEST = "latest_checkpointed_iteration.txt"
-"""verl's file in the run's folder."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Supervisor:
         self._stopped_by: int | None = None  # a signal of the user's, or of a queue's
         self._watch = StallWatch(self._folder)  # of the attempt under way
         self._began = time.time()
-        self._pause_next, self._newest = FIRST_PAUSE, self._newest_step()
+        self._pause_next, self._newest = FIRST_PAUSE, checkpoint.newest_step(self._folder) or 0
 
     @cached_property
     def _soup(self) -> SoupConfig:
@@ -148,7 +147,7 @@ class Supervisor:
 
     def _resume(self) -> None:
         """From the run's own newest checkpoint, whatever it began from; without one it begins as before."""
-        newest = self._folder / NEWEST
+        newest = self._folder / checkpoint.NEWEST
         if newest.exists() and newest.stat().st_mtime > self._began:
             self._config.trainer.resume_mode = "auto"
 
@@ -195,14 +194,8 @@ class Supervisor:
             sys.stderr.write(f"error: {line}\n")
         return Ended(1, line)
 
-    def _newest_step(self) -> int:
-        try:
-            return int((self._folder / NEWEST).read_text())
-        except (OSError, ValueError):  # none yet, or verl died while it wrote
-            return 0
-
     def _pause(self, number: int, lost: str) -> None:
-        step = self._newest_step()
+        step = checkpoint.newest_step(self._folder) or 0
         pause = FIRST_PAUSE if step > self._newest else self._pause_next
         self._newest, self._pause_next = step, min(2 * pause, LONGEST_PAUSE)
         sys.stderr.write(f"soup: restart {number} of {self._soup.restarts} in {pause:.0f} s from step {step}\n")

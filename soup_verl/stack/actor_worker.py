@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -238,11 +237,6 @@ class SoupActorWorker(KeepingActorWorker):
         """Updates since the last call that were left out because the gradient's norm was not finite."""
         skipped, self._skipped_updates = self._skipped_updates, 0
         return skipped
-
-    @remote(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def rotate_checkpoints(self, counted: list[Path]) -> None:
-        """Have verl's rotation (`trainer.max_actor_ckpt_to_keep`) count these and no others; the first go first."""
-        self.actor.engine.checkpoint_manager.previous_saved_paths = [str(path / "actor") for path in counted]
 
     @remote(dispatch_mode=Dispatch.ONE_TO_ALL)
     def start_anew(self, config: DictConfig) -> None:

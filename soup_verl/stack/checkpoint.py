@@ -24,6 +24,8 @@ from soup_verl.records.files import new_folder
 FOLDER = "soup"
 MANIFEST = "manifest.json"
 STATE = "state.json"
+NEWEST = "latest_checkpointed_iteration.txt"
+"""verl's file in the run's folder."""
 FORMAT = 1
 """Of the manifest and of every file of ours that it lists: one more whenever an earlier version could not read them."""
 _CHUNK = 1 << 22  # bytes
@@ -57,8 +59,8 @@ class CheckpointNotWritten(PortableError):
         free = shutil.disk_usage(checkpoint.parent).free
         said = f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
         super().__init__(
-            f"{checkpoint} could not be written, {free / 1e9:.3f} GB are free on its disk ({said}). Earlier "
-            "checkpoints are untouched: mend the cause, and run the same command again to go on from the newest."
+            f"{checkpoint} could not be written, {free / 1e9:.3f} GB are free on its disk ({said}). The one "
+            "before it is whole: mend the cause, and run the same command again to go on from there."
         )
 
 
@@ -168,13 +170,17 @@ def _archive_is_intact(path: Path) -> bool:
 
 
 def newest_intact(root: Path) -> tuple[Path | None, list[TornCheckpoint]]:
-    """The newest checkpoint under `root` that can be used, and the newer ones that had to be refused.
+    """The newest checkpoint under `root` that can be used, and the newer ones that had to be refused. Those of steps
+    after verl's newest are of a history that the run has left.
 
     Raises:
         OtherFormat: as `verify`, of any that is newer than the one that can be used.
     """
     refused: list[TornCheckpoint] = []
+    newest = newest_step(root)
     for checkpoint in sorted(root.glob("global_step_*"), key=step_of, reverse=True):
+        if newest is not None and step_of(checkpoint) > newest:
+            continue
         try:
             verify(checkpoint)
         except TornCheckpoint as error:
@@ -184,26 +190,12 @@ def newest_intact(root: Path) -> tuple[Path | None, list[TornCheckpoint]]:
     return None, refused
 
 
-def with_weights(root: Path, *, until: int) -> list[Path]:
-    """The checkpoints under `root` up to that step whose weights verl has not removed, oldest first; torn ones, too."""
-    found = (c for c in root.glob("global_step_*") if 0 <= step_of(c) <= until and (c / "actor").exists())
-    return sorted(found, key=step_of)
-
-
-def prune(newest: Path) -> list[Path]:
-    """Drop our part of the older checkpoints whose weights verl has removed (`trainer.max_actor_ckpt_to_keep`).
-
-    Args:
-        newest: the checkpoint just written; the others are beside it.
-
-    Returns:
-        Their folders; verl leaves them there with its small `data.pt`.
-    """
-    others = (c for c in newest.parent.glob("global_step_*") if c != newest)
-    gone = [c for c in others if (c / FOLDER).exists() and not (c / "actor").exists()]
-    for checkpoint in gone:
-        shutil.rmtree(checkpoint / FOLDER)
-    return gone
+def newest_step(root: Path) -> int | None:
+    """The step of the checkpoint that verl wrote last; None where there is none, or verl died while it said so."""
+    try:
+        return int((root / NEWEST).read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def step_of(checkpoint: Path) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from soup_verl.method.observation import History
 from soup_verl.stack import checkpoint, resume
 from soup_verl.stack.best import BestCheckpoint
 from soup_verl.stack.policy_engine import TrainerPolicyEngine
+from soup_verl.stack.rotation import Rotation
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ class HistoryCheckpoints(PPOTrainer):
     _history: History
     _settings: dict[str, Any]
     _soup: SoupConfig
+    _rotation: Rotation
     _best: BestCheckpoint | None = None
     _blocks: PromptBlocks | None = None
     """Of dynamic sampling with mixing: prompts and their prefixes by ordinal."""
@@ -40,17 +41,17 @@ class HistoryCheckpoints(PPOTrainer):
 
     @property
     def _root(self) -> Path:
-        """The run's folder, absolute, as verl's rotation has its paths."""
         return Path(self.config.trainer.default_local_dir).absolute()
 
     def _save_checkpoint(self) -> None:
         folder = self._root / f"global_step_{self.global_steps}"
+        best = self._best.folder if self._best else None
         try:
-            super()._save_checkpoint()
-            self._save_history(folder)
+            with self._rotation.around_save(folder, best):
+                super()._save_checkpoint()
+                self._save_history(folder)
         except Exception as error:
             raise checkpoint.CheckpointNotWritten(folder, getattr(error, "cause", None) or error) from error
-        checkpoint.prune(folder)
 
     def _save_history(self, folder: Path) -> None:
         checkpoint.write(
@@ -84,8 +85,8 @@ class HistoryCheckpoints(PPOTrainer):
             super()._load_checkpoint()
         if self._soup.keep_best:
             self._best = BestCheckpoint(self._root, self._soup.keep_best, self.global_steps)
-        if folder is not None and folder.resolve().parent == self._root.resolve():
-            self._count_checkpoints()
+        own = folder is not None and folder.resolve().parent == self._root.resolve()
+        self._rotation = Rotation(self.config.trainer, self._root, until=self.global_steps if own else 0)
         if state is not None:
             self._history.collapse.low_steps = state["low_kl_steps"]
         if folder is not None and state is not None and self._source:
@@ -94,22 +95,6 @@ class HistoryCheckpoints(PPOTrainer):
             self._source.load(folder / checkpoint.FOLDER)
             if self._blocks:
                 self._blocks.load(folder / checkpoint.FOLDER)
-
-    def _judge(self, metrics: Mapping[str, float]) -> None:
-        """What this step's checkpoint is worth, by a validation."""
-        if self._best is None:
-            return
-        before = self._best.folder
-        self._best.judge(metrics, self.global_steps)
-        if self._best.folder != before:
-            self._count_checkpoints()
-
-    def _count_checkpoints(self) -> None:
-        """Have verl's rotation count what this run has on its disk, which verl forgets whenever a run starts again, and
-        pass over the best."""
-        best = self._best and self._best.folder
-        counted = checkpoint.with_weights(self._root, until=self.global_steps)
-        self.actor_rollout_wg.rotate_checkpoints([path for path in counted if path != best])
 
     def _stored_state(self, folder: Path) -> dict[str, Any] | None:
         """What the checkpoint says of its history; None if this run or the checkpoint has none.

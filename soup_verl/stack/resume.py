@@ -7,7 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,20 +55,25 @@ def checkpoint_to_resume(trainer: DictConfig) -> Path | None:
     newest, refused = checkpoint.newest_intact(root)
     for error in refused:
         logger.warning("checkpoint refused: %s", error)
-    if newest is None and (root / "latest_checkpointed_iteration.txt").exists():
+    if newest is None and (root / checkpoint.NEWEST).exists():
         raise ValueError(f"no intact checkpoint under {root}; newest: {refused[0] if refused else 'none'}")
     return newest
 
 
 @contextmanager
-def only_from(folder: Path | None, trainer: DictConfig) -> Iterator[None]:
-    """verl's resume settings for one call: exactly this checkpoint, or none."""
-    asked = (trainer.resume_mode, trainer.resume_from_path)
-    with open_dict(trainer):
-        trainer.resume_mode = "resume_path" if folder else "disable"
-        trainer.resume_from_path = str(folder) if folder else None
+def settings_for_verl(section: DictConfig, **settings: Any) -> Iterator[None]:
+    """Settings of `section` as verl is to find them in one call; afterwards they are as they were asked for."""
+    asked = {key: section.get(key) for key in settings}
+    with open_dict(section):
+        section.update(settings)
         yield
-        trainer.resume_mode, trainer.resume_from_path = asked
+        section.update(asked)
+
+
+def only_from(folder: Path | None, trainer: DictConfig) -> AbstractContextManager[None]:
+    """verl's resume settings for one call: exactly this checkpoint, or none."""
+    mode, path = ("resume_path", str(folder)) if folder else ("disable", None)
+    return settings_for_verl(trainer, resume_mode=mode, resume_from_path=path)
 
 
 def check_weights(folder: Path, config: DictConfig) -> None:

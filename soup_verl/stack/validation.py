@@ -19,7 +19,8 @@ class ExplainedValidation(ExplainedFailures, HistoryCheckpoints):
         with self._failures_explained():
             metrics = super()._validate()
             self._raise_session_errors()
-        self._judge(metrics)
+        if self._best:
+            self._best.judge(metrics, self.global_steps)
         return metrics
 
     def _val_metrics_update(

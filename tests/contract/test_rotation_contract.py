@@ -1,15 +1,14 @@
-"""verl's rotation of checkpoints (`trainer.max_actor_ckpt_to_keep`), around saves: over restarts, and past the best."""
+"""Which checkpoints stay (`trainer.max_actor_ckpt_to_keep`) around verl's saves: over restarts, and past the best."""
 
-import json
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from verl.utils.checkpoint.checkpoint_manager import BaseCheckpointManager
 
 from soup_verl.method.observation import History
 from soup_verl.method.step import plan_of_run
-from soup_verl.stack.actor_worker import SoupActorWorker
+from soup_verl.stack import checkpoint
 from soup_verl.stack.trainer import SoupTrainer
 from tests.contract import verl_trainer
 from tests.unit import preflight_files as files
@@ -20,25 +19,15 @@ LOADER = SimpleNamespace(state_dict=dict, load_state_dict=lambda state: None)
 
 
 class Workers:
-    """One rank whose weights are a file. verl's manager of its checkpoints is real, and new in every start."""
-
-    def __init__(self):
-        self._manager = object.__new__(BaseCheckpointManager)
-        self._manager.previous_saved_paths = []
-        self._worker = object.__new__(SoupActorWorker)
-        self._worker.actor = SimpleNamespace(engine=SimpleNamespace(checkpoint_manager=self._manager))
-        self.rotate_checkpoints = self._worker.rotate_checkpoints
+    """One rank, whose weights are a file."""
 
     def load_checkpoint(self, **_):
         pass
 
     def save_checkpoint(self, path, _remote, _step, max_ckpt_to_keep):
-        self._manager.ensure_checkpoint_capacity(max_ckpt_to_keep)
-        path = os.path.abspath(path)  # as verl's `local_mkdir_safe` makes it
+        assert max_ckpt_to_keep is None  # verl removes none
         os.makedirs(path, exist_ok=True)
-        with open(f"{path}/model.pt", "w") as weights:
-            weights.write("weights")
-        self._manager.register_checkpoint(path, max_ckpt_to_keep)
+        (Path(path) / "model.pt").write_text("weights")
 
 
 @pytest.fixture
@@ -66,22 +55,38 @@ def saved(trainer, *steps, values=None):
         trainer.global_steps = step
         trainer._save_checkpoint()
         if values:
-            trainer._judge({METRIC: values[step]})
+            trainer._best.judge({METRIC: values[step]}, step)
         there.append(on_disk(trainer))
     return there
 
 
 def on_disk(trainer):
-    return sorted(int(path.parent.name.rpartition("_")[2]) for path in trainer._root.glob("global_step_*/actor"))
+    return sorted(int(path.name.rpartition("_")[2]) for path in trainer._root.glob("global_step_*"))
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_the_best_stays_beside_the_newest_and_goes_when_another_is_better(start, keep):
     values = {1: 0.1, 2: 0.5, 3: 0.2, 4: 0.3, 5: 0.8, 6: 0.1, 7: 0.2, 8: 0.3}
-    left = saved(start(trainer__max_actor_ckpt_to_keep=keep, soup__keep_best=METRIC), *range(1, 9), values=values)
+    trainer = start(trainer__max_actor_ckpt_to_keep=keep, soup__keep_best=METRIC)
+    left = saved(trainer, *range(1, 9), values=values)
     assert left[3] == {1: [2, 4], 2: [2, 3, 4], 3: [1, 2, 3, 4]}[keep]
     assert left[7] == {1: [5, 8], 2: [5, 7, 8], 3: [5, 6, 7, 8]}[keep]
     assert max(map(len, left)) <= keep + 1
+    assert trainer.config.trainer.max_actor_ckpt_to_keep == keep  # as it was asked for
+    for name in ("best", "global_step_8"):
+        checkpoint.verify(trainer._root / name)
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [2]), (2, [2]), (3, [1, 2])])
+def test_while_one_is_written_the_newest_before_it_is_there(start, keep, left):
+    """A run that dies within the save goes on from it."""
+    trainer = start(trainer__max_actor_ckpt_to_keep=keep)
+    saved(trainer, 1, 2)
+    trainer._save_history = lambda folder: 1 / 0
+    with pytest.raises(checkpoint.CheckpointNotWritten):
+        saved(trainer, 3)
+    assert on_disk(trainer) == [*left, 3]
+    assert start().global_steps == 2
 
 
 @pytest.mark.parametrize("keep_best", ["null", METRIC])
@@ -106,13 +111,35 @@ def test_what_was_written_after_the_step_it_goes_on_from_is_not_counted(start):
     assert saved(again, 5, 6, 7) == [[4, 5, 6], [5, 6], [6, 7]]
 
 
-def test_a_run_that_goes_on_from_another_runs_checkpoint_removes_none_of_that_run_or_of_its_own(start):
+@pytest.mark.parametrize("keep_best", ["null", METRIC])
+@pytest.mark.parametrize(
+    ("resume", "until"),
+    [
+        ({"trainer__resume_mode": "disable"}, 0),
+        ({"trainer__resume_mode": "resume_path", "trainer__resume_from_path": "run/global_step_4"}, 4),
+    ],
+)
+def test_a_run_that_begins_anew_or_from_another_runs_checkpoint_removes_only_what_it_writes(
+    start, keep_best, resume, until
+):
     saved(start(), 2, 4)
-    saved(start(trainer__default_local_dir="other"), 1, 2)
-    named = {"trainer__resume_mode": "resume_path", "trainer__resume_from_path": "run/global_step_4"}
-    other = start(trainer__default_local_dir="other", trainer__max_actor_ckpt_to_keep=1, **named)
-    assert saved(other, 5, 6) == [[1, 2, 5], [1, 2, 6]]
+    saved(start(trainer__default_local_dir="other"), 1, 3)
+    settings = {"trainer__max_actor_ckpt_to_keep": 1, "soup__keep_best": keep_best}
+    other = start(trainer__default_local_dir="other", **settings, **resume)
+    assert other.global_steps == until
+    values = {5: 0.1, 6: 0.2, 7: 0.3, 8: 0.1} if keep_best == METRIC else None
+    best = [7] if keep_best == METRIC else []
+    assert saved(other, 5, 6, 7, 8, values=values)[-1] == [1, 3, *best, 8]
     assert on_disk(start()) == [2, 4]
+
+
+def test_what_is_left_of_an_abandoned_history_is_neither_counted_nor_gone_on_from(start):
+    saved(start(), 2, 4, 6, 8)
+    back = {"trainer__resume_mode": "resume_path", "trainer__resume_from_path": "run/global_step_4"}
+    assert saved(start(trainer__max_actor_ckpt_to_keep=2, **back), 5) == [[4, 5, 6, 8]]
+    again = start(trainer__max_actor_ckpt_to_keep=2)
+    assert again.global_steps == 5
+    assert saved(again, 7, 8) == [[5, 6, 7, 8], [6, 7, 8]]
 
 
 def test_the_folder_of_the_run_may_be_a_link(start, tmp_path):
@@ -123,8 +150,14 @@ def test_the_folder_of_the_run_may_be_a_link(start, tmp_path):
     assert saved(start(trainer__max_actor_ckpt_to_keep=1, **named), 2) == [[2]]
 
 
-def test_best_and_newest_are_intact(start):
-    trainer = start(trainer__max_actor_ckpt_to_keep=1, soup__keep_best=METRIC)
-    saved(trainer, 1, 2, 3, values={1: 0.5, 2: 0.25, 3: 0.25})
-    assert json.loads((trainer._root / "best.json").read_text())["step"] == 1
-    assert (trainer._root / "best" / "soup" / "manifest.json").exists()
+def test_a_checkpoint_that_is_there_by_a_link_stays_where_it_is(start, tmp_path):
+    saved(start(trainer__default_local_dir="other"), 1)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "global_step_1").symlink_to("../other/global_step_1")
+    saved(start(trainer__max_actor_ckpt_to_keep=1), 2, 3)
+    assert saved(start(trainer__max_actor_ckpt_to_keep=1), 4) == [[1, 4]]
+    checkpoint.verify(tmp_path / "other" / "global_step_1")
+
+
+def test_without_a_number_all_stay(start):
+    assert saved(start(), 1, 2, 3)[-1] == [1, 2, 3]

@@ -170,8 +170,8 @@ def disk_findings(run: RunSettings, hardware: Hardware, shape: ModelShape, steps
     """
     every = run.get("trainer.save_freq", -1)
     saves = -(-steps // every) if every > 0 else 0
-    kept = min(saves, run.get("trainer.max_actor_ckpt_to_keep", saves) + (run.soup.keep_best is not None))
-    need = checkpoints(run, shape, kept=kept, histories=min(saves, kept + 1))
+    kept = max(run.get("trainer.max_actor_ckpt_to_keep", saves), 2)  # the last is there until the next is whole
+    need = checkpoints(run, shape, min(saves, kept + (run.soup.keep_best is not None)))
     where = " free at trainer.default_local_dir"
     if not saves:
         yield judged(TOPIC, "disk", True, need="no checkpoints: trainer.save_freq=-1", have="")
@@ -179,8 +179,8 @@ def disk_findings(run: RunSettings, hardware: Hardware, shape: ModelShape, steps
     yield fits(TOPIC, "disk", need, hardware.disk_bytes, spare=0.02, where=where)
 
 
-def checkpoints(run: RunSettings, shape: ModelShape, *, kept: int, histories: int) -> Amount:
-    """A run's checkpoints at their most: verl drops its oldest part before it writes, ours goes after the new one."""
+def checkpoints(run: RunSettings, shape: ModelShape, kept: int) -> Amount:
+    """This many checkpoints of a run."""
     contents = run.get(f"{ACTOR}.checkpoint.save_contents", ["model", "optimizer", "extra"])
     need = NOTHING
     for name, copies, size in (
@@ -191,12 +191,12 @@ def checkpoints(run: RunSettings, shape: ModelShape, *, kept: int, histories: in
         params = _trainable(run, shape) if name == "optimizer" else shape.params
         if name in contents and params:
             need += sizing.product(name, (kept, "checkpoints"), (params, "parameters"), (copies * size, "bytes"))
-    return need + _stored_history(run, shape, histories)
+    return need + _stored_history(run, shape, kept)
 
 
-def _stored_history(run: RunSettings, shape: ModelShape, histories: int) -> Amount:
+def _stored_history(run: RunSettings, shape: ModelShape, kept: int) -> Amount:
     """Tokens are int32 ids and float32 log-probs on disk."""
-    soup, times = run.soup, (histories, "checkpoints")
+    soup, times = run.soup, (kept, "checkpoints")
     if run.uses_snapshots:
         policies = [
             (soup.snapshot.capacity, "policies"),

@@ -200,13 +200,13 @@ def test_the_reference_policy_is_in_host_memory(shape):
 
 def test_checkpoints_on_disk(shape):
     plain = run_settings(soup__mixed_fraction=0)
-    assert checkpoints(plain, shape, kept=2, histories=3).bytes == 2 * 3 * PARAMS_7B * 4
+    assert checkpoints(plain, shape, kept=2).bytes == 2 * 3 * PARAMS_7B * 4
     snapshot = run_settings(soup__source="snapshot")
-    assert checkpoints(snapshot, shape, kept=2, histories=3).bytes == (2 * 3 * 4 + 3 * 4 * 2) * PARAMS_7B
+    assert checkpoints(snapshot, shape, kept=2).bytes == 2 * (3 * 4 + 4 * 2) * PARAMS_7B
     forget = run_settings(soup__source="forget")
-    assert checkpoints(forget, shape, kept=2, histories=3).bytes == 2 * 3 * PARAMS_7B * 4
+    assert checkpoints(forget, shape, kept=2).bytes == 2 * 3 * PARAMS_7B * 4
     weights = run_settings("actor_rollout_ref.actor.checkpoint.save_contents=[hf_model]", soup__mixed_fraction=0)
-    assert checkpoints(weights, shape, kept=1, histories=1).bytes == PARAMS_7B * 2
+    assert checkpoints(weights, shape, kept=1).bytes == PARAMS_7B * 2
 
 
 def findings_on(hardware, shape, **more):
@@ -214,12 +214,12 @@ def findings_on(hardware, shape, **more):
     return {f.name: f for f in report(config, settings_of(config), hardware, Model(shape), Data(steps=100)).findings}
 
 
+@pytest.mark.parametrize("keep", [1, 2])
 @pytest.mark.parametrize(("keep_best", "need"), [("null", "170.3 GiB"), ("val-soup/a/pass@8", "255.4 GiB")])
-def test_the_best_checkpoint_needs_room_beside_the_newest(shape, keep_best, need):
-    changed = {"trainer__save_freq": 20, "trainer__max_actor_ckpt_to_keep": 2, "soup__keep_best": keep_best}
-    assert (
-        findings_on(EIGHT_GPUS, shape, **changed)["disk"].need == need
-    )  # two of the model and Adam's moments, or three
+def test_the_best_checkpoint_needs_room_beside_the_newest(shape, keep, keep_best, need):
+    """Two of the model and Adam's moments, also where one is to be kept, until the next is whole; or three."""
+    changed = {"trainer__save_freq": 20, "trainer__max_actor_ckpt_to_keep": keep, "soup__keep_best": keep_best}
+    assert findings_on(EIGHT_GPUS, shape, **changed)["disk"].need == need
 
 
 def test_estimates_only_warn(shape):

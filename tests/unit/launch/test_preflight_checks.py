@@ -112,7 +112,7 @@ def test_the_disk_and_the_memory_in_a_run_scripts_head_are_preflights(model, sou
     script = f"run_{model}{source}.sh"
     run = RunSettings.parse(files.configure(*files.script_settings(script)))
     kept = run.get("trainer.max_actor_ckpt_to_keep")
-    disk = memory.checkpoints(run, SHAPES[model], kept=kept, histories=kept + 1)
+    disk = memory.checkpoints(run, SHAPES[model], kept)
     head = (files.ROOT / "recipe/soup" / script).read_text().replace("\n# ", " ")
     (on_disk,) = re.findall(r"(\d+) GB of disk [a-z]+ KEEP=2", head)
     assert 1 <= int(on_disk) * 1e9 / disk.bytes < 1.2

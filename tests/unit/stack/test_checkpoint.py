@@ -215,10 +215,10 @@ def test_step_of_a_folder(tmp_path, name, step):
     assert checkpoint.step_of(tmp_path / name) == step
 
 
-def test_our_part_goes_with_verls_weights(tmp_path):
-    kept, gone = (write(tmp_path / f"global_step_{step}") for step in (2, 1))
-    shutil.rmtree(gone / "actor")
-    assert checkpoint.prune(kept) == [gone]
-    assert not (gone / "soup").exists() and gone.exists()
-    checkpoint.verify(kept)
-    assert checkpoint.newest_intact(tmp_path) == (kept, [])
+def test_what_was_written_after_verls_newest_is_of_another_history(tmp_path):
+    for step in (2, 4, 8):
+        write(tmp_path / f"global_step_{step}")
+    (tmp_path / checkpoint.NEWEST).write_text("4")
+    assert checkpoint.newest_intact(tmp_path) == (tmp_path / "global_step_4", [])
+    (tmp_path / checkpoint.NEWEST).write_text("")  # verl was killed while it wrote
+    assert checkpoint.newest_intact(tmp_path) == (tmp_path / "global_step_8", [])

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +20,7 @@ from soup_verl.records import sample_log
 from soup_verl.stack import batch as batches
 from soup_verl.stack import resume, trainer
 from soup_verl.stack.failures import GradientsNotFinite, SessionsFailed
+from soup_verl.stack.rotation import Rotation
 from soup_verl.stack.trainer import SoupTrainer
 from tests.unit.stack.test_batch import row
 from tests.unit.stack.transfer_queue import Queue
@@ -158,9 +160,6 @@ def test_a_few_real_rows_are_written_every_so_many_steps(monkeypatch, tmp_path, 
 # ---- the history on disk ----
 
 
-WORKERS = SimpleNamespace(rotate_checkpoints=lambda counted: None)
-
-
 def mixing_trainer(source, soup=None, **config):
     soup = soup or SoupConfig()
     history = History(soup, plan_of_run(soup, n=4, response_length=16, last_step=9), source)
@@ -169,8 +168,9 @@ def mixing_trainer(source, soup=None, **config):
         _soup=soup,
         _history=history,
         _engine=SimpleNamespace(),
-        actor_rollout_wg=WORKERS,
+        actor_rollout_wg="workers",
         checkpoint_manager="checkpoint manager",
+        _rotation=Rotation(OmegaConf.create({}), Path(), until=0),
         global_steps=4,
         config=OmegaConf.create(
             {
@@ -237,7 +237,7 @@ def test_what_the_next_step_depends_on_comes_back(saved):
     second = mixing_trainer(FileSource(), default_local_dir=str(saved.parent))
     second._load_checkpoint()
     assert second._source.loaded == [saved / "soup"]
-    assert vars(second._engine) == {"workers": WORKERS, "checkpoint_manager": "checkpoint manager"}
+    assert vars(second._engine) == {"workers": "workers", "checkpoint_manager": "checkpoint manager"}
     assert second._history.collapse.low_steps == 2 and second._history.solved.rates == {"p": 0.25}
     assert json.loads((saved / "soup" / "solved_rates.json").read_text()) == {"p": 0.25}
 
@@ -416,6 +416,6 @@ def test_every_validation_is_judged_where_the_best_checkpoint_is_kept(monkeypatc
     monkeypatch.setattr(PPOTrainerSync, "_validate", lambda self: {"val-soup/even/pass@8": 0.5})
     instance = bare_trainer(agent_loop_manager=SimpleNamespace(take_errors=list), global_steps=4)
     if keep_best:
-        instance._best = SimpleNamespace(judge=lambda *found: judged.append(found), folder=None)
+        instance._best = SimpleNamespace(judge=lambda *found: judged.append(found))
     assert instance._validate() == {"val-soup/even/pass@8": 0.5}
     assert judged == ([({"val-soup/even/pass@8": 0.5}, 4)] if keep_best else [])
