@@ -61,6 +61,9 @@ from soup_verl.stack.validation import ExplainedValidation
 
 logger = logging.getLogger(__name__)
 
+POLL_INTERVAL = 0.5
+"""Seconds between two looks whether a batch is there. A look lists every response under way; verl's 2.0 has no key."""
+
 
 class SoupStages(ExplainedValidation, DownSampling):
     """Single-sample mix-policy training: a mixin over verl's V1 trainers, whose stages it extends. With
@@ -127,6 +130,7 @@ class SoupStages(ExplainedValidation, DownSampling):
 
     def _build_replay_buffer(self) -> ReplayBuffer:
         buffer = super()._build_replay_buffer()
+        buffer.poll_interval = min(buffer.poll_interval, POLL_INTERVAL)
         return NotingReplayBuffer(buffer, self._discard) if self._blocks else buffer
 
     def on_train_begin(self) -> None:

@@ -156,6 +156,13 @@ def test_only_sync_has_the_buffer_that_waits_for_whole_batches():
         assert type(trainer_in(mode)._build_replay_buffer()) is kind
 
 
+def test_ours_looks_more_often_whether_a_batch_is_there():
+    assert verl_trainer.new(run_of(), PPOTrainerSync)._build_replay_buffer().poll_interval == 2.0
+    trainer = verl_trainer.new(run_of(), SoupTrainer)
+    trainer._blocks = None
+    assert trainer._build_replay_buffer().poll_interval == 0.5
+
+
 @pytest.mark.parametrize(("mode", "asked"), [("sync", []), ("soup", [("kv_list", [])])])
 def test_only_sync_issues_no_prompt_again(queue, mode, asked):
     assert trainer_in(mode)._reissue_inflight_prompts() == 0
