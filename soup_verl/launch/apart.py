@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -14,8 +15,6 @@ from uuid import uuid4
 
 from soup_verl.launch import stacks
 
-MARK = "SOUP_APART"
-"""Marks the processes that the work starts."""
 GRACE = 60.0
 """Seconds that the work has to end what it started when it is interrupted."""
 
@@ -32,7 +31,7 @@ class Apart:
     """
 
     def __init__(self, work: Callable[[], object], log: Path):
-        self._mark = uuid4().hex
+        self._mark, self._answers = uuid4().hex, Path(tempfile.mkstemp(prefix="soup-stacks-")[1])
         self._process = multiprocessing.get_context("fork").Process(target=self._run, args=(work, log))
 
     def __enter__(self) -> Apart:
@@ -52,7 +51,8 @@ class Apart:
             self._process.join()
         signal.signal(signal.SIGTERM, self._at_sigterm)
         if self.code:
-            stacks.end_all(f"{MARK}={self._mark}")
+            stacks.end_all(f"{stacks.RUN}={self._mark}")
+        self._answers.unlink(missing_ok=True)
 
     def running(self, seconds: float) -> bool:
         """Whether it runs after so many seconds, or has ended before."""
@@ -64,12 +64,17 @@ class Apart:
         """Its exit code, minus a signal's number where one ended it; None while it runs."""
         return self._process.exitcode
 
+    def write_stacks(self, folder: Path) -> str:
+        """As `stacks.write_next`, of the process and whatever it started."""
+        assert self._process.pid is not None, "not started"
+        return stacks.write_next(self._process.pid, self._mark, self._answers, folder)
+
     def _run(self, work: Callable[[], object], log: Path) -> None:
         os.setpgid(0, 0)  # a terminal's Ctrl-C reaches the parent, which ends this process itself
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.environ[MARK] = self._mark
+        stacks.listen(self._mark, self._answers)
         with log.open("ab") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)

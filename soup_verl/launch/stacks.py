@@ -52,6 +52,18 @@ def write_stacks(processes: Sequence[int], answers: Path, file: Path) -> None:
                     os.kill(process, signal.SIGSTOP)
 
 
+def write_next(first: int, mark: str, answers: Path, folder: Path) -> str:
+    """The stacks of a run's processes, beginning with `first`, in the next `stacks.N.txt` of its folder; what to say of
+    it."""
+    processes = [first, *sorted(set(processes_with(f"{RUN}={mark}")) - {first})]
+    file = folder / f"stacks.{len(list(folder.glob('stacks.*.txt'))) + 1}.txt"
+    try:
+        write_stacks(processes, answers, file)
+    except OSError as error:
+        return f"no stacks in {file}: {error.strerror}"
+    return f"the stacks of its {len(processes)} processes here: {file}"
+
+
 def end_all(variable: str) -> None:
     """SIGKILL, which a stopped process obeys too, to whatever has `NAME=value` in its environment, until nothing has,
     or for `END_LIMIT`."""

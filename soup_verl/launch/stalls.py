@@ -114,8 +114,10 @@ def _tell_syncs(trainer: Any, progress: Progress) -> None:
 def _around(
     owner: Any, name: str, before: Callable[..., None] = lambda *_: None, after: Callable[[], None] = lambda: None
 ) -> None:
-    """Have the object's method call `before` with its arguments, and `after` when it has returned."""
+    """Have the object's method call `before` with its arguments, and `after` when it has returned; in place of what it
+    was told to call for an earlier run of a series."""
     method = getattr(owner, name)
+    method = getattr(method, "untold", method)
 
     @functools.wraps(method)
     def told(*arguments: Any, **named: Any) -> Any:
@@ -124,6 +126,7 @@ def _around(
         after()
         return result
 
+    told.untold = method  # type: ignore[attr-defined]
     setattr(owner, name, told)
 
 

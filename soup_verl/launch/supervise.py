@@ -178,13 +178,7 @@ class Supervisor:
         return f"{kind.rpartition('.')[2]}: {said}"
 
     def _end_stalled(self, stall: str, driver: int, mark: str, answers: Path) -> Ended:
-        processes = [driver, *sorted(set(stacks.processes_with(f"{stacks.RUN}={mark}")) - {driver})]
-        file = self._folder / f"stacks.{len(list(self._folder.glob('stacks.*.txt'))) + 1}.txt"
-        try:
-            stacks.write_stacks(processes, answers, file)
-            found = f"the stacks of its {len(processes)} processes here: {file}"
-        except OSError as error:
-            found = f"no stacks in {file}: {error.strerror}"
+        found = stacks.write_next(driver, mark, answers, self._folder)
         os.kill(driver, signal.SIGKILL)
         os.waitpid(driver, 0)
         return self._lost(f"RunStalled: {stall}; {found}")

@@ -65,8 +65,6 @@ class SoupTaskRunner(_TaskRunner):
     def init_agent_loop_manager(self) -> None:
         super().init_agent_loop_manager()
         end_where_the_epochs_do(self.trainer)
-        if stacks.RUN in os.environ:  # somebody looks
-            stalls.report_stages(self.trainer, Path(self.config.trainer.default_local_dir).absolute())
         self.trainer = Series(self.trainer, self._further)
 
 
@@ -101,6 +99,8 @@ class Series:
             self._fit(manager)
 
     def _fit(self, manager: Any) -> None:
+        if stacks.RUN in os.environ:  # somebody looks
+            stalls.report_stages(self.trainer, Path(self.trainer.config.trainer.default_local_dir).absolute())
         self.trainer.fit(manager)
         mark_finished(self.trainer)
 

@@ -8,13 +8,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from soup_verl.launch import run as single
 from soup_verl.launch.apart import Apart
 from soup_verl.launch.finished import is_finished
 from soup_verl.launch.series import can_share, check_together, run_series
+from soup_verl.launch.stalls import Place, Progress, StallWatch
+from soup_verl.method.config import SoupConfig
+from soup_verl.method.sections import StallMinutesConfig
 from soup_verl.sweeping import SweepError, say, states
 
 LOCK, LOG = ".lock", "log.txt"
@@ -88,14 +92,27 @@ def in_a_row(configs: Configs) -> Configs:
 
 
 def _follow(process: Apart, stack: Configs, configs: Configs) -> int | None:
-    """Say which run is under way until the process ends; its exit code."""
+    """Say which run is under way, until the process ends or the run does not move on; the process's exit code."""
     names, said = list(configs), None
     while process.running(PERIOD):
-        now = next((name for name, config in stack.items() if not is_finished(config)), None)
-        if now not in (None, said):
+        now = next((name for name, config in stack.items() if not is_finished(config)), said)
+        if now is None:
+            continue
+        folder = Path(stack[now].trainer.default_local_dir)
+        if now != said:
             say(f"run {names.index(now) + 1} of {len(names)}: {now}")
-            said = now
+            said, watch = now, StallWatch(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            Progress(folder).enter(Place())
+        if stall := watch.stalled(partial(_stall_minutes, stack[now])):
+            (folder / single.ERROR_FILE).write_text(f"RunStalled: {stall}; {process.write_stacks(folder)}\n")
+            break
     return process.code
+
+
+def _stall_minutes(config: DictConfig) -> StallMinutesConfig:
+    plain: Any = OmegaConf.to_container(config.soup, resolve=True)
+    return SoupConfig.parse(plain).stall_minutes
 
 
 def _how(code: int | None) -> str:

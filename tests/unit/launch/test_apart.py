@@ -7,7 +7,7 @@ import time
 import pytest
 
 from soup_verl.launch import stacks
-from soup_verl.launch.apart import MARK, Apart
+from soup_verl.launch.apart import Apart
 
 LIMIT = 60
 
@@ -115,5 +115,5 @@ with Apart(work, folder / "log.txt") as process:
 def test_nothing_is_left_with_a_mark(tmp_path):
     with Apart(lambda: None, tmp_path / "log.txt") as process:
         wait_for_the_end(process)
-    assert process.code == 0 and MARK not in os.environ
-    assert stacks.processes_with(f"{MARK}={process._mark}") == []
+    assert process.code == 0 and stacks.RUN not in os.environ
+    assert stacks.processes_with(f"{stacks.RUN}={process._mark}") == []

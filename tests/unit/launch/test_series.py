@@ -3,7 +3,7 @@ import json
 import pytest
 from omegaconf import OmegaConf
 
-from soup_verl.launch import finished, run, series, task_runner
+from soup_verl.launch import finished, run, series, stacks, task_runner
 
 BASE = {
     "soup": {"mixed_fraction": 0.5, "source": "lookahead"},
@@ -204,6 +204,19 @@ class Manager:
 
     def take_up(self, config):
         self.config = config
+
+
+@pytest.mark.parametrize("looked_after", [False, True])
+def test_each_run_tells_its_stages_in_its_own_folder_where_somebody_looks(tmp_path, monkeypatch, looked_after):
+    if looked_after:
+        monkeypatch.setenv(stacks.RUN, "mark")
+    told = []
+    monkeypatch.setattr(task_runner.stalls, "report_stages", lambda trainer, folder: told.append(folder))
+    monkeypatch.setattr(task_runner, "on_processes_of", lambda first, c: Trainer(tmp_path / "b", []))
+    monkeypatch.setattr(task_runner.run_log, "open_in", lambda folder: None)
+    further = [config(**{"trainer.default_local_dir": str(tmp_path / "b")})]
+    task_runner.Series(Trainer(tmp_path / "a", []), further).fit(Manager())
+    assert told == ([tmp_path / "a", tmp_path / "b"] if looked_after else [])
 
 
 def test_each_run_gets_a_trainer_and_the_manager_its_settings(tmp_path, monkeypatch):

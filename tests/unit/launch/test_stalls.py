@@ -78,6 +78,23 @@ def test_a_step_tells_every_stage_and_a_weight_sync_goes_back_to_where_it_was(tm
     assert read(tmp_path) == Place("end of the run", "set_up", 3)
 
 
+def test_the_next_run_of_a_series_tells_it_in_its_own_folder_alone(tmp_path):
+    """It has the processes of the first, and their manager."""
+    folders = [tmp_path / name for name in "ab"]
+    trainers = []
+    for folder in folders:
+        folder.mkdir()
+        trainer = Trainer(folder)
+        if trainers:
+            trainer.checkpoint_manager = trainers[0].checkpoint_manager
+        report_stages(trainer, folder)
+        trainer.fit()
+        trainers.append(trainer)
+        if len(trainers) == 1:
+            (folder / stalls.FILE).unlink()
+    assert read(folders[0]) is None and read(folders[1]) == Place("end of the run", "set_up", 3)
+
+
 def test_weights_for_engines_in_a_pool_of_their_own_are_told_too(tmp_path):
     trainer = Trainer(tmp_path)
     trainer.standalone_checkpoint_manager, trainer.checkpoint_manager = (

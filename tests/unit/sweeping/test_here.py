@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from soup_verl.launch import run
+from soup_verl.launch import run, stalls
 from soup_verl.launch.finished import FINISHED, is_finished
 from soup_verl.sweeping import SweepError, here
 from soup_verl.sweeping.plan import Sweep, composed
@@ -91,6 +91,29 @@ def test_a_run_that_dies_without_a_word_is_the_first_that_is_left(tmp_path, caps
 
     assert here.train(configs, tmp_path / "log.txt", dies) == ["soup-s0", "soup-s1"]
     assert "sweep: soup-s0 failed (its process ended by signal 9): not begun" in capsys.readouterr().err
+
+
+def test_a_run_that_does_not_move_on_is_ended_with_its_stacks_and_the_others_go_on(tmp_path, capsys):
+    """It hangs in its second step, behind a run that shares its processes."""
+    configs = configs_of(tmp_path, seeds=[0], grpo=(), bad=["soup.stall_minutes.rollout=0.02"], soup=())
+
+    def hangs(stack):
+        for config in stack:
+            if config.trainer.experiment_name == "bad-s0":
+                folder = Path(config.trainer.default_local_dir)
+                deadline = time.monotonic() + 60
+                while stalls.read(folder) is None and time.monotonic() < deadline:  # until it is followed
+                    time.sleep(0.02)
+                stalls.Progress(folder).enter(stalls.Place("rollout", "rollout", 2, waiting=3))
+                time.sleep(600)
+            begin([config])
+
+    assert here.train(configs, tmp_path / "log.txt", hangs) == ["bad-s0"]
+    assert order(tmp_path) == ["grpo-s0", "soup-s0"]
+    folder = tmp_path / "bad-s0"
+    stalled = "no progress in the rollout of step 2 (3 prompts wait for responses) for 0.02 minutes"
+    assert f"bad-s0 failed: RunStalled: {stalled} (soup.stall_minutes.rollout); the stacks" in capsys.readouterr().err
+    assert "in hangs" in (folder / "stacks.1.txt").read_text()
 
 
 def test_a_series_that_ends_without_finishing_ends_the_sweep_too(tmp_path):
