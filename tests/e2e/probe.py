@@ -86,7 +86,8 @@ class Stages:
 
 class Probe(Stages):
     """Mixin: `steps/step_N.pt` in the run's folder, a list of rows sorted by (index, session); under dynamic sampling
-    with it the prompts that the step took, in their order: (ordinal, index, prefixes or None)."""
+    with it the prompts that the step took, in their order: (ordinal, index, prefixes or None). `step_N_before.pt` is of
+    an earlier start that had made the step, too."""
 
     recomputed = None
     taken = ()
@@ -109,7 +110,8 @@ class Probe(Stages):
         columns = {name: list(stored[name]) for name in FIELDS if name in stored and name != "uid"}
         rows = []
         for i, key in enumerate(batch.keys):
-            row = {"session": int(key.split("_")[1]), "recomputed_log_probs": self.recomputed[i]}
+            uid, session = key.split("_")[:2]
+            row = {"uid": uid, "session": int(session), "recomputed_log_probs": self.recomputed[i]}
             for name, column in columns.items():
                 row[name] = (
                     column[i].clone() if isinstance(column[i], torch.Tensor) else getattr(column[i], "data", column[i])
@@ -122,7 +124,10 @@ class Probe(Stages):
         stored_keys = len(tq.kv_list(batch.partition_id).get(batch.partition_id, {}))
         record = {"rows": rows, "metrics": dict(metrics), "stored": stored_keys, "taken": self.taken}
         self.taken = ()
-        torch.save(record, folder / f"step_{self.global_steps}.pt")
+        file = folder / f"step_{self.global_steps}.pt"
+        if file.exists():
+            file.rename(file.with_stem(f"{file.stem}_before"))
+        torch.save(record, file)
         return batch
 
 

@@ -21,6 +21,19 @@ def all_rows(finished):
     return {step: finished.rows(step) for step in (1, 2, *STEPS)}
 
 
+@pytest.mark.runs("partial_rollout")
+def test_responses_that_were_whole_at_the_checkpoint_come_back_as_they_were(finished):
+    """Step 3 was made twice. What has no token of its policy then was whole when step 2 was saved."""
+    before = torch.load(finished.folder / "steps" / "step_3_before.pt", weights_only=False)["rows"]
+    again = {(row["uid"], row["session"]): row for row in finished.rows(3)}
+    whole = [row for row in before if historical(row, 3).all()]
+    assert len(whole) > 0 and {(row["uid"], row["session"]) for row in whole} <= again.keys()
+    for row in whole:
+        restored = again[row["uid"], row["session"]]
+        for name in ("index", "responses", "token_versions", "rollout_log_probs"):
+            assert torch.equal(torch.as_tensor(row[name]), torch.as_tensor(restored[name])), name
+
+
 def historical(row, step):
     return row["token_versions"] < step - 1
 
@@ -47,6 +60,7 @@ def test_every_session_of_a_prompt_is_there_once_and_no_prompt_more_often_than_i
 def test_tokens_recorded_as_current_have_the_trainers_log_probs_and_older_ones_have_not(finished):
     """The proof that versions, and the places where they change, are right; before the kill and after it."""
     older = []
+    assert any(len(row["token_versions"].unique()) > 1 for step in STEPS for row in finished.rows(step))
     for step in STEPS:
         for row in finished.rows(step):
             assert len(row["token_versions"]) == len(row["responses"])
@@ -60,7 +74,7 @@ def test_tokens_recorded_as_current_have_the_trainers_log_probs_and_older_ones_h
 
 @pytest.mark.runs("partial_rollout")
 def test_versions_only_rise_within_a_response_and_are_no_newer_than_the_policy(finished):
-    """How many responses have several depends on the machine; `tests/contract/test_inflight_contract.py` has some."""
+    """How many responses have several depends on the machine."""
     for step, rows in all_rows(finished).items():
         for row in rows:
             assert (row["token_versions"].diff() >= 0).all() and 0 <= int(row["token_versions"].max()) <= step - 1
