@@ -5,10 +5,12 @@
 # VERSION is a release, or whatever else pip installs: a wheel, a URL, the folder of a checkout. All other pins stay.
 # Without VENV_DIR the environment (8 GB) is made in a temporary folder and removed. PYTHON is install.sh's.
 set -euo pipefail
+version=${1:-}
+# By its whole path: the name alone, without a slash, would be taken for a release.
+if [[ -n $version && -e $version ]]; then version=$(realpath "$version"); fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 die() { echo "check_next_verl.sh: $*" >&2; exit 2; }
-version=${1:-}
 [[ -n $version ]] || die "VERSION: a release of verl, such as 0.9.0, or a wheel, URL or folder of it"
 case $version in
   */* | *.whl) wanted=$version ;;

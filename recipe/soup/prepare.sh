@@ -2,9 +2,19 @@
 # Each step is skipped where its output is there; DRY_RUN=1 prints the training command and makes nothing; REHEARSE=1
 # leaves it all to soup_verl.rehearsal, which makes the same things in a folder of its own.
 
-# A rehearsal runs in the CPU environment, where that is this checkout's .venv.
-if [[ -z ${PYTHON:-} && -n ${REHEARSE:-} && -x .venv/bin/python ]]; then PYTHON=.venv/bin/python; fi
-PYTHON=${PYTHON:-python3}
+# The interpreter: PYTHON if it is set. Else a rehearsal takes the CPU environment, .venv; a run takes python3 where that
+# has vLLM, as in an active environment, then what install.sh made in this checkout: .venv-gpu, .venv.
+find_python() {
+  local venv
+  if [[ -n ${REHEARSE:-} && -x .venv/bin/python ]]; then echo .venv/bin/python; return; fi
+  if ! python3 -c 'import sys, importlib.util as u; sys.exit(u.find_spec("vllm") is None)' 2>/dev/null; then
+    for venv in .venv-gpu .venv; do
+      if [[ -x $venv/bin/python ]]; then echo "$venv/bin/python"; return; fi
+    done
+  fi
+  echo python3
+}
+PYTHON=${PYTHON:-$(find_python)}
 PREPARATIONS=()
 
 # made FILE COMMAND...: run `$PYTHON -m COMMAND...` unless FILE is there.

@@ -1,4 +1,5 @@
-"""Exports of a run with LoRA, merged and as an adapter: both load in transformers and vLLM and are what was trained."""
+"""Exports load and are what was trained: of runs with LoRA, merged and as an adapter, in transformers and vLLM; of runs
+that train all weights, in transformers."""
 
 import json
 import os
@@ -68,6 +69,28 @@ def test_the_adapter_in_peft_and_vllm(run, made_assets, tmp_path):
     (said,) = [json.loads(line.removeprefix("SAID")) for line in done.stdout.splitlines() if line.startswith("SAID")]
     for prompt, response in zip(prompts, said, strict=True):
         assert response == most_probable(model, prompt, response)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        pytest.param("six_steps", 6, marks=pytest.mark.runs("six_steps")),  # FSDP2, one rank
+        pytest.param("two_ranks", 4, marks=pytest.mark.runs("two_ranks")),  # FSDP, a shard for each of two
+    ],
+)
+def test_the_weights_are_the_checkpoints_rounded_to_bfloat16(run, made_assets, tmp_path, name, step):
+    trained = finished(run, name)
+    assert main([f"{trained.folder}/global_step_{step}", "--out", f"{tmp_path}/whole"]) == 0
+    exported, started = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+        for folder in (tmp_path / "whole", made_assets / "model")
+    )
+    saved = {key: weight.to(torch.bfloat16).float() for key, weight in trained.weights(step).items()}
+    assert exported.keys() == saved.keys() == started.keys()
+    assert all(torch.equal(exported[key], saved[key]) for key in saved)
+    if name == "six_steps":  # the other one's learning rate is 1e-8
+        assert any(not torch.equal(saved[key], started[key].to(torch.bfloat16).float()) for key in saved)
 
 
 def its_prompts(model: Path, assets: Path) -> list[list[int]]:

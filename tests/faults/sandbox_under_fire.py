@@ -29,9 +29,12 @@ def _refusal() -> str:
         return str(error)
 
 
-_refused = _refusal()
-NEEDS_NAMESPACES = pytest.mark.skipif(bool(_refused), reason=_refused)
+REFUSED = _refusal()
+"""Why this machine runs no program in namespaces; empty if it does."""
+NEEDS_NAMESPACES = pytest.mark.skipif(bool(REFUSED), reason=REFUSED)
 """For tests that run programs in namespaces, which a container may refuse."""
+MUST_RUN = os.environ.get("SOUP_SANDBOX_TESTS") == "required"
+"""Whether such a refusal is a failure; scripts/check.sh --all wants that."""
 
 
 def sandboxes() -> int:

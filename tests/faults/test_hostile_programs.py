@@ -3,7 +3,13 @@
 import pytest
 
 from tests.faults.hostile_programs import programs
-from tests.faults.sandbox_under_fire import NEEDS_NAMESPACES, harmless, shoot
+from tests.faults.sandbox_under_fire import MUST_RUN, NEEDS_NAMESPACES, REFUSED, harmless, shoot
+
+
+def test_the_tests_of_the_sandbox_are_not_skipped_where_they_must_run():
+    """Else a machine that refuses namespaces passes every check and has tried no hostile program."""
+    hint = "allow namespaces (docs/code_rewards.md says how), or set SOUP_SANDBOX_TESTS=optional to skip these tests"
+    assert not (MUST_RUN and REFUSED), f"{REFUSED}; {hint}"
 
 
 @NEEDS_NAMESPACES

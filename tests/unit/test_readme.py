@@ -88,6 +88,13 @@ def test_every_file_that_is_named_exists(document):
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: str(d.relative_to(ROOT)))
+def test_a_page_with_python_commands_says_which_python(document):
+    text = document.read_text()
+    if re.search(r"(?<![\w/.-])python (-m|scripts/)", text):
+        assert "`source .venv/bin/activate`" in text
+
+
 def test_every_page_is_in_the_index():
     linked = set(relative_links((ROOT / "docs/README.md").read_text()))
     assert [page.name for page in (ROOT / "docs").glob("*.md") if page.name not in {*linked, "README.md"}] == []

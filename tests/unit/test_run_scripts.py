@@ -1,11 +1,13 @@
 """The run scripts: which settings their knobs make, and what they prepare."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.unit.fake_commands import FakeCommands
 from tests.unit.preflight_files import ROOT, script_settings
 
 OWN = {"MODEL_PATH": "/models/mine", "DATA": "math-level3-5"}
@@ -151,3 +153,34 @@ def test_puzzles_go_by_a_name_that_is_no_file_name(tmp_path):
     found = as_dict(script_settings("run.sh", **knobs))
     assert found["data.train_files"] == "d/reasoning-gym-gcd.parquet"
     assert found["data.val_files"] == "[d/benchmarks/reasoning-gym-gcd-test.parquet]"
+
+
+@pytest.mark.parametrize(
+    ("has_vllm", "made", "knobs", "expected"),
+    [
+        (True, [".venv-gpu", ".venv"], {}, "python3"),  # an environment is active
+        (False, [".venv-gpu", ".venv"], {}, ".venv-gpu"),
+        (False, [".venv"], {}, ".venv"),
+        (False, [], {}, "python3"),
+        (True, [".venv-gpu", ".venv"], {"REHEARSE": "1"}, ".venv"),
+        (True, [], {"REHEARSE": "1"}, "python3"),
+        (False, [".venv-gpu", ".venv"], {"PYTHON": "mine"}, "mine"),
+        (False, [".venv-gpu", ".venv"], {"PYTHON": "mine", "REHEARSE": "1"}, "mine"),
+    ],
+)
+def test_a_run_finds_its_environment(has_vllm, made, knobs, expected, tmp_path):
+    root = tmp_path / "project"
+    (root / "recipe/soup").mkdir(parents=True)
+    for name in ("run.sh", "prepare.sh"):
+        shutil.copy(ROOT / "recipe/soup" / name, root / "recipe/soup")
+    commands = FakeCommands(tmp_path / "commands")
+    commands.add("python3", f"if [[ $1 == -c ]]; then exit {0 if has_vllm else 1}; fi")
+    commands.add("mine")
+    for name in made:
+        interpreter = root / name / "bin/python"
+        interpreter.parent.mkdir(parents=True)
+        shutil.move(commands.add(name), interpreter)
+    environment = commands.environment(**OWN, **knobs)
+    subprocess.run(["bash", root / "recipe/soup/run.sh"], env=environment, check=True, timeout=60)
+    called = {call.partition(" ")[0] for call in commands.calls() if " -m " in call}
+    assert called == {expected}
