@@ -318,13 +318,13 @@ _INTERRUPTED = (
     f"{STEPS}6",
     "trainer.save_freq=2",
 )
-_TWO_POOLS = _alone(  # every step two updates, between which the engine keeps its weights
-    "two_pools",
+_ON_TWO_POOLS = (  # every step two updates, between which the engine keeps its weights
     "neighbors=partial_rollout_two_pools",
     "trainer.v1.trainer_mode=probed_soup_separate_async_cpu",
     *_SLOW_ROLLOUT,
     "actor_rollout_ref.actor.ppo_mini_batch_size=4",
     f"{STEPS}4",
+    "trainer.save_freq=2",
 )
 
 
@@ -333,6 +333,12 @@ def _partial_rollout(assets: Path, folder: Path) -> Run:
     death = Fault("FSDP worker", step=4, stage="update")
     keep = "trainer.max_actor_ckpt_to_keep=1"
     return launch(assets, folder, *_INTERRUPTED, keep, "soup.restarts=1", fault=Faults([death]))
+
+
+def _two_pools(assets: Path, folder: Path) -> Run:
+    """A worker is killed behind a checkpoint."""
+    death = Fault("FSDP worker", step=3, stage="update")
+    return launch(assets, folder, *_ON_TWO_POOLS, "soup.restarts=1", fault=Faults([death]))
 
 
 # Nothing is under way when a step begins: then verl's asynchronous trainer repeats a run bit for bit.
@@ -452,5 +458,5 @@ LAUNCHES = (  # the longest first
     _VERL_GRPO,
     _VERL_ASYNC,
     _ASYNC_WITHOUT_MIXING,
-    _TWO_POOLS,
+    _single("two_pools", _two_pools, long=True),
 )

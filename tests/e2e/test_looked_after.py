@@ -1,5 +1,5 @@
-"""Runs that start again by themselves: `resumed` after a stall, `partial_rollout` after a death. test_lookahead.py and
-test_inflight.py say that they end as if nothing had happened."""
+"""Runs that start again by themselves: `resumed` after a stall, `partial_rollout` and `two_pools` after a death.
+test_lookahead.py and test_inflight.py say that they end as if nothing had happened."""
 
 import json
 import re
@@ -20,10 +20,12 @@ def test_a_stall_is_told_with_its_stage_and_the_checkpoint_it_goes_on_from(run):
     assert stall["newest_checkpoint"] == 0
 
 
-@pytest.mark.runs("partial_rollout")
-def test_a_death_is_told_with_what_died(run):
-    assert run("partial_rollout").code == 0, run("partial_rollout").output[-3000:]
-    (death,) = restarts(run("partial_rollout"))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.runs(name)) for name in ("partial_rollout", "two_pools")]
+)
+def test_a_death_is_told_with_what_died(run, name):
+    assert run(name).code == 0, run(name).output[-3000:]
+    (death,) = restarts(run(name))
     assert "WorkerDict" in death["after"] and "died" in death["after"]
     assert death["newest_checkpoint"] == 2
 
