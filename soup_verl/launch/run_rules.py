@@ -29,12 +29,14 @@ def check_run(soup: SoupConfig, config: Mapping[str, Any]) -> None:
         ConfigError: the first rule that is broken.
     """
     _check_trainer_mode(soup, config)
+    _check_trainers_engine(config)
     loss_rules.check_loss(soup, config)
     _check_down_sampling(soup, config)
     if soup.keep_best is not None:
         _check_keep_best(soup.keep_best, config)
     if not soup.mixing:
         return
+    _check_rollout_engine(config)
     _check_mixing_possible(soup, config)
     _check_actor_always_trains(config)
     if soup.planned:
@@ -80,6 +82,29 @@ def _check_trainer_mode(soup: SoupConfig, config: Mapping[str, Any]) -> None:
         "soup.source",
         soup.source,
         f"inflight with {key}={mode}: other sources need steps that wait for all of their responses",
+    )
+
+
+def _check_trainers_engine(config: Mapping[str, Any]) -> None:
+    """Our trainers' workers are for FSDP, whether or not anything is mixed; verl's own trainers have theirs."""
+    key, mode = "actor_rollout_ref.actor.strategy", str(_get(config, "trainer.v1.trainer_mode", "soup"))
+    strategy = _get(config, key, "fsdp")
+    require(
+        strategy in ("fsdp", "fsdp2") or "soup" not in mode,
+        key,
+        strategy,
+        f"fsdp or fsdp2 with trainer.v1.trainer_mode={mode}, whose workers read verl's FSDP engine",
+    )
+
+
+def _check_rollout_engine(config: Mapping[str, Any]) -> None:
+    key = "actor_rollout_ref.rollout.name"
+    name = _get(config, key, "vllm")
+    require(
+        name == "vllm",
+        key,
+        name,
+        "vllm when soup.mixed_fraction is above 0: no other engine's requests and log-probs have been tried",
     )
 
 
