@@ -193,8 +193,8 @@ def _check_rollout_correction(soup: SoupConfig, config: Mapping[str, Any]) -> No
                 _get(config, mode, "processed_logprobs") == "raw_logprobs",
                 key,
                 value,
-                f"null with {truncation}={cut}: the engine's log-probs are of the truncated softmax, the trainer's of the "
-                "full one, and the kept mass would enter every weight",
+                f"null with {truncation}={cut}: the engine's log-probs are of the truncated softmax, the trainer's of "
+                "the full one, and the kept mass would enter every weight",
                 f"Or set {mode}=raw_logprobs at temperature 1.",
             )
         require(
