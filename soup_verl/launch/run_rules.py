@@ -119,6 +119,13 @@ def _check_two_pools(soup: SoupConfig, config: Mapping[str, Any]) -> None:
     backend, key = f"{rollout}.checkpoint_engine.backend", "trainer.v1.separate_async.parameter_sync_step"
     engine, updates = _get(config, backend, "naive"), _get(config, key, 4)
     require(engine != "naive", backend, engine, f"nccl, or another engine that reaches the other pool, {because}")
+    judge, pool = "reward.reward_model.enable", "reward.reward_model.enable_resource_pool"
+    require(
+        not _get(config, judge, False) or bool(_get(config, pool, False)),
+        pool,
+        False,
+        f"true with {judge}=true {because}: the rollout engines never pause to free GPUs for a reward model",
+    )
     prompts, mini = _get(config, "data.train_batch_size"), _get(config, "actor_rollout_ref.actor.ppo_mini_batch_size")
     require(
         updates > 0 and prompts == updates * mini,

@@ -389,6 +389,10 @@ def test_the_asynchronous_trainers_may_be_asked_for(section, mode):
             "trainer.v1.separate_async.parameter_sync_step=4: expected data.train_batch_size=8 / "
             "actor_rollout_ref.actor.ppo_mini_batch_size=4: a mini-batch an update",
         ),
+        (
+            {"reward__reward_model__enable": True},
+            "reward.reward_model.enable_resource_pool=False: expected true with reward.reward_model.enable=true with tr",
+        ),
         ({SYNC: 0}, "trainer.v1.separate_async.parameter_sync_step=0: expected data.train_batch_size=8 / actor"),
         (
             {"actor_rollout_ref__model__lora_rank": 8},
@@ -401,6 +405,11 @@ def test_what_two_pools_need(section, changes, message):
     with pytest.raises(ConfigError) as caught:
         check_run(SoupConfig.parse(section), run_config(**changes))
     assert str(caught.value).startswith(message)
+
+
+def test_a_reward_model_may_have_a_pool_of_its_own():
+    reward_model = {"reward__reward_model__enable": True, "reward__reward_model__enable_resource_pool": True}
+    check_run(SoupConfig.parse(INFLIGHT), run_config(**TWO_POOLS | {MODE: "soup_separate_async"} | reward_model))
 
 
 def test_merged_adapters_reach_the_other_pool():
