@@ -391,7 +391,7 @@ def test_the_asynchronous_trainers_may_be_asked_for(section, mode):
         ),
         (
             {"reward__reward_model__enable": True},
-            "reward.reward_model.enable_resource_pool=False: expected true with reward.reward_model.enable=true with tr",
+            "reward.reward_model.enable_resource_pool=False: expected true with reward.reward_model.enable=true with",
         ),
         ({SYNC: 0}, "trainer.v1.separate_async.parameter_sync_step=0: expected data.train_batch_size=8 / actor"),
         (
