@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from soup_verl.method.checks import require
@@ -118,16 +118,24 @@ def _check_behavior_log_probs(soup: SoupConfig, config: Mapping[str, Any]) -> No
         "At temperature 1 raw_logprobs does too.",
     )
     bypass = bool(_get(config, "algorithm.rollout_correction.bypass_mode", False))
-    for name, neutral in (("top_p", (1,)), ("top_k", (-1, 0))):
-        value = _get(config, f"{rollout}.{name}", neutral[0])
+    for key, value, neutral in _truncations(config):
         require(
-            value in neutral or raw or (soup.behavior_log_probs == "actor" and not bypass),
-            f"{rollout}.{name}",
+            raw or (soup.behavior_log_probs == "actor" and not bypass),
+            key,
             value,
-            f"{neutral[0]}, since the engine's log-probs of truncated sampling are not the trainer's",
+            f"{neutral}, since the engine's log-probs of truncated sampling are not the trainer's",
             f"Or set {rollout}.logprobs_mode=raw_logprobs at temperature 1, or soup.behavior_log_probs=actor without "
             "bypass_mode; or truncate in validation alone (rollout.val_kwargs).",
         )
+
+
+def _truncations(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, int]]:
+    """(key, value, what it is without) of what keeps the rollout engine from sampling from the full softmax."""
+    for name, neutral in (("top_p", (1,)), ("top_k", (-1, 0))):
+        key = f"actor_rollout_ref.rollout.{name}"
+        value = _get(config, key, neutral[0])
+        if value not in neutral:
+            yield key, value, neutral[0]
 
 
 _FITS = {
@@ -179,6 +187,16 @@ def _check_rollout_correction(soup: SoupConfig, config: Mapping[str, Any]) -> No
         value = _get(config, key)
         if value is None:
             continue
+        mode = "actor_rollout_ref.rollout.logprobs_mode"
+        for truncation, cut, _ in _truncations(config):
+            require(
+                _get(config, mode, "processed_logprobs") == "raw_logprobs",
+                key,
+                value,
+                f"null with {truncation}={cut}: the engine's log-probs are of the truncated softmax, the trainer's of "
+                "the full one, and the kept mass would enter every weight",
+                f"Or set {mode}=raw_logprobs at temperature 1.",
+            )
         require(
             soup.prefix_objective != "decoupled",
             key,

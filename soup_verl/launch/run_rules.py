@@ -29,12 +29,14 @@ def check_run(soup: SoupConfig, config: Mapping[str, Any]) -> None:
         ConfigError: the first rule that is broken.
     """
     _check_trainer_mode(soup, config)
+    _check_trainers_engine(config)
     loss_rules.check_loss(soup, config)
     _check_down_sampling(soup, config)
     if soup.keep_best is not None:
         _check_keep_best(soup.keep_best, config)
     if not soup.mixing:
         return
+    _check_rollout_engine(config)
     _check_mixing_possible(soup, config)
     _check_actor_always_trains(config)
     if soup.planned:
@@ -83,6 +85,29 @@ def _check_trainer_mode(soup: SoupConfig, config: Mapping[str, Any]) -> None:
     )
 
 
+def _check_trainers_engine(config: Mapping[str, Any]) -> None:
+    """Our trainers' workers are for FSDP, whether or not anything is mixed; verl's own trainers have theirs."""
+    key, mode = "actor_rollout_ref.actor.strategy", str(_get(config, "trainer.v1.trainer_mode", "soup"))
+    strategy = _get(config, key, "fsdp")
+    require(
+        strategy in ("fsdp", "fsdp2") or "soup" not in mode,
+        key,
+        strategy,
+        f"fsdp or fsdp2 with trainer.v1.trainer_mode={mode}, whose workers read verl's FSDP engine",
+    )
+
+
+def _check_rollout_engine(config: Mapping[str, Any]) -> None:
+    key = "actor_rollout_ref.rollout.name"
+    name = _get(config, key, "vllm")
+    require(
+        name == "vllm",
+        key,
+        name,
+        "vllm when soup.mixed_fraction is above 0: no other engine's requests and log-probs have been tried",
+    )
+
+
 def _check_two_pools(soup: SoupConfig, config: Mapping[str, Any]) -> None:
     """What verl's separate_async asserts, and what it would do without a word."""
     rollout, because = "actor_rollout_ref.rollout", "with trainer.v1.trainer_mode=*separate_async"
@@ -94,6 +119,13 @@ def _check_two_pools(soup: SoupConfig, config: Mapping[str, Any]) -> None:
     backend, key = f"{rollout}.checkpoint_engine.backend", "trainer.v1.separate_async.parameter_sync_step"
     engine, updates = _get(config, backend, "naive"), _get(config, key, 4)
     require(engine != "naive", backend, engine, f"nccl, or another engine that reaches the other pool, {because}")
+    judge, pool = "reward.reward_model.enable", "reward.reward_model.enable_resource_pool"
+    require(
+        not _get(config, judge, False) or bool(_get(config, pool, False)),
+        pool,
+        False,
+        f"true with {judge}=true {because}: the rollout engines never pause to free GPUs for a reward model",
+    )
     prompts, mini = _get(config, "data.train_batch_size"), _get(config, "actor_rollout_ref.actor.ppo_mini_batch_size")
     require(
         updates > 0 and prompts == updates * mini,

@@ -96,10 +96,10 @@ def split_groups(uids: Sequence[Hashable], versions: Sequence[int]) -> list[Hash
 
 
 def sampler_groups(uids: Sequence[Hashable], versions: Sequence[int]) -> list[Hashable]:
-    """Baseline `sampler`: a prompt's responses by the historical policy in them, each version apart.
+    """Baseline `sampler`: a prompt's responses by the newest historical policy in them, each version apart.
 
     Exactly one sampler where responses are `whole` or prefixes are of one length; prefixes of one policy that differ in
-    length are together all the same.
+    length are together all the same, and so is whatever else an interrupted response has tokens of.
     """
     return list(zip(uids, versions, strict=True))
 

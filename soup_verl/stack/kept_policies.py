@@ -124,8 +124,14 @@ def _parts(kept: Tensor | Change) -> dict[str, Tensor]:
 
 
 def _stored(stored: dict[str, Tensor], name: str, like: Tensor, path: Path) -> Tensor | Change:
-    if name + PLACES in stored and name + VALUES in stored:
-        return Change(stored[name + PLACES].clone(), stored[name + VALUES].to(like.dtype, copy=True))
-    if name not in stored or stored[name].shape != like.shape:
+    places, values, whole = (stored.get(name + end) for end in (PLACES, VALUES, ""))
+    if places is not None and values is not None and _fits(places, values, like.numel()):
+        return Change(places.clone(), values.to(like.dtype, copy=True))
+    if whole is None or whole.shape != like.shape:
         raise ValueError(f"{path}: {name} is missing or of another shape than {tuple(like.shape)}")
-    return stored[name].to(like.dtype, copy=True)  # safetensors may leave it in the file
+    return whole.to(like.dtype, copy=True)  # safetensors may leave it in the file
+
+
+def _fits(places: Tensor, values: Tensor, size: int) -> bool:
+    """Whether these can be a change of a tensor of so many numbers."""
+    return places.dim() == 1 and places.shape == values.shape and bool(((places >= 0) & (places < size)).all())

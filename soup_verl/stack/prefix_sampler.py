@@ -6,7 +6,7 @@ Knows the engine's client and nothing else of verl; `rollout.SoupAgentLoopWorker
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
@@ -16,6 +16,13 @@ from soup_verl.method.mixing import PrefixRequest, stable_seed
 
 PRIORITY = 1
 """Of every request made here: after the step's own responses, which have verl's 0 (vLLM takes lower numbers first)."""
+LIMITS = ("max_tokens", "max_new_tokens")
+"""What verl's server takes for a request's limit in tokens. Given both, it hands vLLM the second, which is an error."""
+
+
+def with_limit(params: Mapping[str, Any], tokens: int) -> dict[str, Any]:
+    """Sampling parameters with this limit and no other."""
+    return {name: value for name, value in params.items() if name not in LIMITS} | {"max_tokens": tokens}
 
 
 @dataclass(frozen=True)
@@ -80,9 +87,10 @@ class PrefixSampler:
         return {r.session: prefix for r, prefix in zip(requests, found, strict=True) if prefix is not None}
 
     async def _head(self, step: int, place: int, opening: Any, request: PrefixRequest) -> Prefix:
-        output = await self._generate(opening, (), request.head, "head", step, place, request.session)
+        budget = self._budget(opening)
+        output = await self._generate(opening, (), min(request.head, budget), "head", step, place, request.session)
         ids = tuple(output.token_ids)
-        ended = len(ids) < request.head or ids[-1] in self.eos_token_ids or len(ids) == self.response_length
+        ended = len(ids) < request.head or ids[-1] in self.eos_token_ids or len(ids) == budget
         return Prefix(
             ids, tuple(output.log_probs), -1, len(ids), complete=ended, prompt_hash=prompt_hash(opening.prompt_ids)
         )
@@ -93,7 +101,8 @@ class PrefixSampler:
         if head is not None and head.complete:
             return head
         given = head.token_ids if head else ()
-        wanted = self.response_length - len(given) if request.to_the_end else request.length
+        left = self._budget(opening) - len(given)
+        wanted = left if request.to_the_end else min(request.length, left)
         output = await self._generate(opening, given, wanted, "prefix", step, place, request.session)
         version = output.extra_fields["global_steps"]
         if request.to_the_end:
@@ -110,6 +119,10 @@ class PrefixSampler:
             return extended(head, stretch)
         return stretch and replace(stretch, prompt_hash=prompt_hash(opening.prompt_ids))
 
+    def _budget(self, opening: Any) -> int:
+        """Most tokens of the first turn: the response's, or fewer where the loop itself asks for fewer."""
+        return min([self.response_length, *(opening.params[name] for name in LIMITS if name in opening.params)])
+
     async def _generate(
         self,
         opening: Any,
@@ -120,7 +133,7 @@ class PrefixSampler:
         place: int,
         session: int,
     ) -> Any:
-        params = {**opening.params, "max_tokens": max_tokens}
+        params = with_limit(opening.params, max_tokens)
         if self.seed is not None:
             params["seed"] = stable_seed(purpose, self.seed, step, place, session)
         output = await self.client.generate(

@@ -24,6 +24,7 @@ from verl.workers.rollout.replica import TokenOutput
 
 from soup_verl.method.history.prefixes import Prefix, Turn, prompt_hash
 from soup_verl.method.mixing import stable_seed
+from soup_verl.stack.prefix_sampler import LIMITS, with_limit
 
 FACTS = "soup"
 """Entry of an output's `extra_fields`: `turn_starts` and `cut_short` of its session, where there is anything to say."""
@@ -114,7 +115,7 @@ class Session:
 
     def limit(self, prompt_ids: Sequence[int], params: dict[str, Any]) -> int:
         """Most tokens of a turn: the loop's own limit, else what verl's server would allow."""
-        for name in ("max_tokens", "max_new_tokens"):
+        for name in LIMITS:
             if name in params:
                 return params[name]
         return min(self.response_length, self.prompt_length + self.response_length - len(prompt_ids))
@@ -221,7 +222,7 @@ class SessionClient:
         output = await self.client.generate(
             request_id,
             prompt_ids=[*prompt_ids, *given],
-            sampling_params={**sampling_params, "max_tokens": left},
+            sampling_params=with_limit(sampling_params, left),
             **kwargs,
         )
         output.token_ids = [*given, *output.token_ids]

@@ -31,6 +31,13 @@ def is_text_message(message: Any) -> bool:
     return isinstance(message, Mapping) and all(isinstance(message.get(part), str) for part in ("role", "content"))
 
 
+def has_parts(prompt: Any) -> bool:
+    """Whether a message of the prompt is a list of parts, as those of models that also take images are."""
+    return isinstance(prompt, list) and any(
+        isinstance(m, Mapping) and isinstance(m.get("content"), list) for m in prompt
+    )
+
+
 def end_of_turn(tokenizer: Any) -> int | None:
     """The special token that ends an assistant's turn in the chat template; None if none does."""
     text = _rendered(tokenizer, [_QUESTION, _ANSWER])

@@ -14,7 +14,7 @@ from soup_verl.method.checks import ConfigError
 from soup_verl.method.history.response_store import RESPONSE_BYTES
 from soup_verl.method.sections import NEEDS_ONE_TURN, SINGLE_TURN
 from soup_verl.stack.prompt_builder import prompt_builder
-from soup_verl.tasks.chat_template import is_text_message
+from soup_verl.tasks.chat_template import has_parts, is_text_message
 
 TOPIC = "data"
 SHOWN_ROWS = 2
@@ -94,13 +94,17 @@ def _agent_findings(run: RunSettings, found: Split) -> Iterator[Finding]:
 def _look_at_prompts(
     run: RunSettings, split: str, found: Split, builder: Any, findings: list[Finding]
 ) -> tuple[float, list[str]]:
-    """Render and measure; adds to `findings`.
+    """Render and measure prompts of text; adds to `findings`.
 
     Returns:
         Share of prompts over the limit, and the first prompts as text.
     """
     try:
-        prompts = [token_ids(builder, run, split, row, prompt) for row, prompt in found.prompts.items()]
+        prompts = [
+            token_ids(builder, run, split, row, prompt)
+            for row, prompt in found.prompts.items()
+            if not has_parts(prompt)
+        ]
     except ConfigError as error:
         findings.append(Finding(TOPIC, f"{split} prompts", NO, "chat messages", "", str(error), error))
         return 0.0, []

@@ -21,7 +21,7 @@ def memory_findings(run: RunSettings, hardware: Hardware, shape: ModelShape) -> 
     """Phases of a GPU, the rollout engine's cache, the host."""
     note = "" if run.nodes == 1 or hardware.described else "; only this node was looked at"
     if run.on_cpu:
-        need = _on_cpu(run, shape) + history(run, shape)
+        need = _on_cpu(run, shape) + history(run, shape) + synced_policy(run, shape)
         yield fits(TOPIC, "host memory", need, hardware.host_bytes, spare=HOST_SPARE, where=" available")
         return
     if hardware.gpu_bytes == 0:
@@ -29,7 +29,7 @@ def memory_findings(run: RunSettings, hardware: Hardware, shape: ModelShape) -> 
         yield judged(TOPIC, "GPU while training", False, need=need, have="no GPU here", how=need.formula)
     else:
         yield from _gpu_findings(run, hardware, shape, note)
-    need = history(run, shape) + offloaded(run, shape)
+    need = history(run, shape) + synced_policy(run, shape) + offloaded(run, shape)
     yield fits(TOPIC, "host memory a node", need, hardware.host_bytes, spare=HOST_SPARE, where=f" available{note}")
 
 
@@ -153,6 +153,22 @@ def history(run: RunSettings, shape: ModelShape) -> Amount:
     return sizing.pending_prefixes(
         steps=max(soup.lookahead.ages), prompts=run.prompts, mixed=run.mixed, longest=run.longest_prefix
     )
+
+
+def synced_policy(run: RunSettings, shape: ModelShape) -> Amount:
+    """Host memory a node of the weights that the engines of two pools have, by which verl's separate_async computes the
+    old log-probs of every mini-batch; in all but the first the newer ones are there meanwhile, too."""
+    if not run.has_two_pools or run.get("algorithm.rollout_correction.bypass_mode", False):
+        return NOTHING
+    copies = 1 if run.get("trainer.v1.separate_async.parameter_sync_step", 1) == 1 else 2
+    share = sizing.weights(
+        "the engines' policy",
+        _trainable(run, shape),
+        element_bytes=run.actor_bytes,
+        copies=copies,
+        shards=run.shards,
+    )
+    return share.times(run.gpus_per_node, "GPUs a node")
 
 
 def _on_cpu(run: RunSettings, shape: ModelShape) -> Amount:

@@ -50,10 +50,14 @@ class RunSettings:
         return self.gpus_per_node * self.nodes
 
     @property
+    def has_two_pools(self) -> bool:
+        """Whether rollout engines have GPUs of their own."""
+        return "separate_async" in self.get("trainer.v1.trainer_mode", "")
+
+    @property
     def rolls_out_apart(self) -> bool:
         """Whether rollout engines have GPUs of their own, and none of the trainer's."""
-        apart = "separate_async" in self.get("trainer.v1.trainer_mode", "")
-        return apart and not self.get("actor_rollout_ref.hybrid_engine", True)
+        return self.has_two_pools and not self.get("actor_rollout_ref.hybrid_engine", True)
 
     @property
     def rollout_pool(self) -> str:

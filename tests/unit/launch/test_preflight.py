@@ -7,7 +7,15 @@ from omegaconf import OmegaConf
 from soup_verl.launch import run
 from soup_verl.launch.preflight import Data, Model, look_at_data, look_at_model, report, settings_of
 from soup_verl.launch.preflight.data import validation_findings
-from soup_verl.launch.preflight.memory import checkpoints, history, memory_findings, offloaded, rolling_out, training
+from soup_verl.launch.preflight.memory import (
+    checkpoints,
+    history,
+    memory_findings,
+    offloaded,
+    rolling_out,
+    synced_policy,
+    training,
+)
 from tests.unit import preflight_files as files
 from tests.unit import tokenizer_families as families
 from tests.unit.preflight_files import EIGHT_GPUS, TRAINING, compose, configure
@@ -191,6 +199,25 @@ def test_the_history_in_host_memory(shape):
     assert history(run_settings(**fsdp1), shape).bytes == (2 * 2 + 4) * PARAMS_7B
     assert history(run_settings(soup__source="forget"), shape).bytes == PARAMS_7B * 4  # while the copy serves
     assert history(run_settings(**snapshot, trainer__nnodes=2), shape).bytes == 2 * PARAMS_7B
+
+
+@pytest.mark.parametrize(
+    ("changes", "copies"),
+    [
+        ({}, 2),  # 128 prompts in mini-batches of 64
+        ({"trainer__v1__separate_async__parameter_sync_step": 1}, 1),
+        ({"actor_rollout_ref__hybrid_engine": "true"}, 2),
+        ({"soup__mixed_fraction": 0}, 2),  # verl's own does so
+        ({"algorithm__rollout_correction__bypass_mode": "true"}, 0),
+        ({"trainer__v1__trainer_mode": "soup_colocate_async"}, 0),
+        ({"actor_rollout_ref__model__lora_rank": 8}, 0),  # the adapters are left out
+    ],
+)
+def test_two_pools_keep_the_engines_policy_in_host_memory(shape, changes, copies):
+    run = run_settings(example="neighbors=partial_rollout_two_pools", **changes)
+    assert synced_policy(run, shape).bytes == copies * PARAMS_7B * 4
+    (host,) = [f for f in memory_findings(run, EIGHT_GPUS, shape) if f.name == "host memory a node"]
+    assert ("engines' policy" in host.how) == (copies > 0 or "actor_rollout_ref__model__lora_rank" in changes)
 
 
 def test_the_reference_policy_is_in_host_memory(shape):

@@ -68,22 +68,59 @@ def test_indexes_of_two_kinds_in_one_file_are_read(tmp_path, tokenizer):
     assert [f for f in look_at_rows(path, tokenizer, OURS)[1].values() if f.verdict == "no"] == []
 
 
+WITHOUT_MIXING = {"soup.mixed_fraction": 0}
+SOURCES = [
+    ({}, "Prefixes are sampled from text alone: set soup.mixed_fraction=0"),
+    (
+        {"soup.source": "inflight", "soup.mixed_fraction": 1},
+        "Nothing but text has been tried with soup.source=inflight",
+    ),
+]
+
+
+@pytest.mark.parametrize(("source", "why"), SOURCES)
 @pytest.mark.parametrize(
-    ("column", "setting"), [("images", {}), ("shots", {"data.image_key": "shots"}), ("videos", {})]
+    ("key", "column", "setting"),
+    [
+        ("image", "images", {}),
+        ("image", "shots", {"data.image_key": "shots"}),
+        ("video", "videos", {}),
+        ("audio", "audios", {}),
+        ("audio", "clips", {"data.audio_key": "clips"}),
+    ],
 )
-def test_rows_with_images_have_no_prefixes_and_are_refused_where_prefixes_are_wanted(
-    tmp_path, tokenizer, column, setting
+def test_rows_of_more_than_text_are_refused_where_anything_is_mixed(
+    tmp_path, tokenizer, key, column, setting, source, why
 ):
     found = rows(8, **{column: [{"bytes": b"x", "path": None}]}) + rows(8, **{column: []}) + rows(1, **{column: None})
     path = files.write_rows(tmp_path / "d.parquet", found)
-    key = "data.video_key" if column == "videos" else "data.image_key"
-    seen = look_at_rows(path, tokenizer, OURS | setting)[1]
+    seen = look_at_rows(path, tokenizer, OURS | setting | source)[1]
     (refused,) = [f for f in seen.values() if f.verdict == "no"]
     assert str(refused.error).startswith(
-        f"{key}={column!r}: expected a column without any with soup.mixed_fraction above 0"
+        f"data.{key}_key={column!r}: expected a column without any with soup.mixed_fraction above 0"
     )
-    assert "8 of 17 rows" in str(refused.error)
-    on_policy = look_at_rows(path, tokenizer, OURS | setting | {"soup.mixed_fraction": 0})[1]
+    assert "8 of 17 rows" in str(refused.error) and why in str(refused.error)
+    on_policy = look_at_rows(path, tokenizer, OURS | setting | WITHOUT_MIXING)[1]
+    assert [f for f in on_policy.values() if f.verdict == "no"] == []
+
+
+PARTS = [{"role": "user", "content": [{"type": "text", "text": "2+2="}, {"type": "image", "image": "a.png"}]}]
+
+
+@pytest.mark.parametrize(("source", "why"), SOURCES)
+@pytest.mark.parametrize("name", ["d.parquet", "d.jsonl"])
+@pytest.mark.parametrize("is_read", [True, False])
+def test_prompts_of_parts_are_refused_where_anything_is_mixed(tmp_path, tokenizer, name, is_read, source, why):
+    text = rows(8) if name == "d.jsonl" else []  # a parquet column is of one type
+    path = files.write_rows(tmp_path / name, text + rows(prompt=PARTS))
+    given = tokenizer if is_read else None
+    seen = look_at_rows(path, given, OURS | source)[1]
+    (refused,) = [f for f in seen.values() if f.verdict == "no"]
+    assert str(refused.error).startswith(
+        "data.prompt_key='prompt': expected a column without messages that are lists of"
+    )
+    assert f"16 of {len(text) + 16} rows" in str(refused.error) and why in str(refused.error)
+    on_policy = look_at_rows(path, given, OURS | WITHOUT_MIXING)[1]
     assert [f for f in on_policy.values() if f.verdict == "no"] == []
 
 

@@ -41,6 +41,8 @@ def run_config(**changes):
 
 
 ROLLOUT = "actor_rollout_ref__rollout"
+INFLIGHT = {"source": "inflight", "mixed_fraction": 1}
+MODE = "trainer__v1__trainer_mode"
 LOSS_MODE = "actor_rollout_ref__actor__policy_loss__loss_mode"
 
 
@@ -57,6 +59,7 @@ LOSS_MODE = "actor_rollout_ref__actor__policy_loss__loss_mode"
             "unlearn, because soup.source=forget",
         ),
         ({}, {"algorithm__adv_estimator": "grpo"}, "algorithm.adv_estimator='grpo': expected soup"),
+        ({}, {f"{ROLLOUT}__name": "sglang"}, "actor_rollout_ref.rollout.name='sglang': expected vllm when"),
         (
             {"source": "snapshot", "position": "suffix"},
             {f"{ROLLOUT}__agent__default_agent_loop": "tool_agent"},
@@ -166,6 +169,16 @@ LOSS_MODE = "actor_rollout_ref__actor__policy_loss__loss_mode"
                 ("shaped", "rollout", "rollout_rs", "seq_mean_k1", "no seq_mean_*"),
             ]
         ),
+        *(
+            (
+                {"prefix_objective": "masked", "behavior_log_probs": "actor"},
+                {f"algorithm__rollout_correction__{name}": "token_k1", f"{ROLLOUT}__{cut}": value},
+                f"algorithm.rollout_correction.{name}='token_k1': expected null with "
+                f"actor_rollout_ref.rollout.{cut}={value}: the engine's log-probs are of the truncated softmax",
+            )
+            for name in ("rollout_is", "rollout_rs")
+            for cut, value in (("top_p", 0.9), ("top_k", 50))
+        ),
         ({}, {"algorithm__use_kl_in_reward": True}, "algorithm.use_kl_in_reward=True: expected false"),
         (
             {"prefix_objective": "masked"},
@@ -215,6 +228,11 @@ LOSS_MODE = "actor_rollout_ref__actor__policy_loss__loss_mode"
             (section, {"algorithm__filter_groups__enable": True} | more, message)
             for section, more, message in (
                 ({"source": "forget"}, {}, "soup.source='forget': expected lookahead, snapshot or replay with algo"),
+                (
+                    INFLIGHT,
+                    {MODE: "soup_colocate_async"},
+                    "soup.source='inflight': expected lookahead, snapshot or replay with algorithm.filter_groups",
+                ),
                 (
                     {"source": "snapshot", "position": "suffix", "prefix_length": {"high": 4}},
                     {},
@@ -267,6 +285,21 @@ def test_a_gradients_cut_is_set_where_the_engine_reads_it(mixed_fraction):
 
 
 @pytest.mark.parametrize("mixed_fraction", [0, 0.5])
+def test_workers_of_our_trainers_are_for_fsdp(mixed_fraction):
+    soup = SoupConfig.parse({"mixed_fraction": mixed_fraction})
+    with pytest.raises(
+        ConfigError, match=r"actor.strategy='megatron': expected fsdp or fsdp2 with trainer.v1.trainer_m"
+    ):
+        check_run(soup, run_config(actor_rollout_ref__actor__strategy="megatron"))
+    check_run(soup, run_config(actor_rollout_ref__actor__strategy="fsdp"))
+
+
+def test_verls_own_trainers_have_their_own_workers():
+    megatron = {"actor_rollout_ref__actor__strategy": "megatron", MODE: "sync"}
+    check_run(SoupConfig.parse({"mixed_fraction": 0}), run_config(**megatron))
+
+
+@pytest.mark.parametrize("mixed_fraction", [0, 0.5])
 @pytest.mark.parametrize(
     ("saves", "validations", "possible"),
     [(-1, 5, False), (5, -1, False), (20, 15, False), (0, 5, False), (20, 5, True), (5, 20, True), (5, 5, True)],
@@ -284,8 +317,6 @@ def test_checkpoints_are_validated_where_the_best_is_kept(mixed_fraction, saves,
     )
 
 
-INFLIGHT = {"source": "inflight", "mixed_fraction": 1}
-MODE = "trainer__v1__trainer_mode"
 SYNC = "trainer__v1__separate_async__parameter_sync_step"
 TWO_POOLS = {
     f"{ROLLOUT}__nnodes": 1,
@@ -358,6 +389,10 @@ def test_the_asynchronous_trainers_may_be_asked_for(section, mode):
             "trainer.v1.separate_async.parameter_sync_step=4: expected data.train_batch_size=8 / "
             "actor_rollout_ref.actor.ppo_mini_batch_size=4: a mini-batch an update",
         ),
+        (
+            {"reward__reward_model__enable": True},
+            "reward.reward_model.enable_resource_pool=False: expected true with reward.reward_model.enable=true with",
+        ),
         ({SYNC: 0}, "trainer.v1.separate_async.parameter_sync_step=0: expected data.train_batch_size=8 / actor"),
         (
             {"actor_rollout_ref__model__lora_rank": 8},
@@ -370,6 +405,11 @@ def test_what_two_pools_need(section, changes, message):
     with pytest.raises(ConfigError) as caught:
         check_run(SoupConfig.parse(section), run_config(**changes))
     assert str(caught.value).startswith(message)
+
+
+def test_a_reward_model_may_have_a_pool_of_its_own():
+    reward_model = {"reward__reward_model__enable": True, "reward__reward_model__enable_resource_pool": True}
+    check_run(SoupConfig.parse(INFLIGHT), run_config(**TWO_POOLS | {MODE: "soup_separate_async"} | reward_model))
 
 
 def test_merged_adapters_reach_the_other_pool():
@@ -390,6 +430,7 @@ def test_down_sampling_needs_a_step_that_is_one_update():
     ("section", "changes"),
     [
         ({}, {f"{ROLLOUT}__logprobs_mode": "raw_logprobs"}),
+        ({}, {f"{ROLLOUT}__logprobs_mode": "raw_logprobs", "algorithm__rollout_correction__rollout_is": "token"}),
         ({"behavior_log_probs": "actor"}, {}),
         ({"behavior_log_probs": "actor"}, {f"{ROLLOUT}__temperature": 0.7}),
     ],

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from soup_verl.method import metrics, step
+from soup_verl.method import core_algos, metrics, step
 from soup_verl.method.checks import ConfigError
 from soup_verl.method.config import SoupConfig
 from soup_verl.method.history.kl_control import NoiseWatch
@@ -36,6 +36,12 @@ def batch():
         answers=None,
         stale_apart=True,
     )
+
+
+def test_the_baseline_of_each_sampler_goes_by_the_newest_historical_policy_in_a_response():
+    versions = batch().response_version.tolist()
+    assert versions == [4, 4, -1, 4]
+    assert core_algos.sampler_groups(batch().uids, versions) == [("a", 4), ("a", 4), ("b", -1), ("b", 4)]
 
 
 def test_counts_lengths_ages_and_rewards_by_segment():

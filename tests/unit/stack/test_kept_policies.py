@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from soup_verl.stack.kept_policies import Change, KeptPolicies, changed
 
@@ -102,6 +103,14 @@ def test_files_hold_what_is_kept_and_older_ones_in_another_dtype_are_taken(three
     whole.write(path_of, [3])
     read.read(path_of, [3], like=policy(*[0] * 8))
     assert held(read, 3) == {"w": torch.full((8,), 1 / 3, dtype=BF16).tolist()}
+
+
+@pytest.mark.parametrize(("places", "values"), [([0, 7], [1, 2]), ([-1], [1]), ([0, 1], [1]), ([[0, 1]], [[1, 2]])])
+def test_a_change_of_a_tensor_of_another_size_is_refused_with_its_file(tmp_path, places, values):
+    change = {"w@places": torch.tensor(places, dtype=torch.int32), "w@values": torch.tensor(values, dtype=BF16)}
+    save_file(change, tmp_path / "2")
+    with pytest.raises(ValueError, match=r"2: w is missing or of another shape than \(7,\)"):
+        KeptPolicies().read(lambda version: tmp_path / str(version), [2], like=policy(*[0] * 7))
 
 
 def test_steps_of_reinforcement_learning_take_a_part_of_whole_policies():

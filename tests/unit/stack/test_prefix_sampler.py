@@ -132,6 +132,27 @@ def test_a_token_that_ends_a_turn_of_the_loop_ends_a_prefix_wherever_it_stands(m
     assert prefixes_of(Client([[20, 21, 77]]), PrefixRequest(2, 3))[2].token_ids == (20, 21)
 
 
+LOOPS_OWN = pytest.mark.parametrize("name", ["max_tokens", "max_new_tokens"])
+
+
+@LOOPS_OWN
+@pytest.mark.parametrize(("limit", "ids"), [(2, (20, 21)), (9, (20, 21, 22))])
+def test_a_prefix_is_no_longer_than_the_loop_itself_lets_its_turn_be(monkeypatch, name, limit, ids):
+    monkeypatch.setitem(PARAMS, name, limit)
+    client = Client()
+    assert prefixes_of(client, PrefixRequest(2, 3))[2].token_ids == ids
+    assert client.requests[0].params == {"temperature": 0.7, "logprobs": True, "max_tokens": len(ids)}
+
+
+@LOOPS_OWN
+def test_a_head_and_what_follows_it_are_no_longer_than_the_loop_lets_them_be(monkeypatch, name):
+    monkeypatch.setitem(PARAMS, name, 3)
+    full = given_head(20, 21, 22, complete=True)
+    assert heads_of(Client(), PrefixRequest(1, head=3)) == heads_of(Client(), PrefixRequest(1, head=9)) == {1: full}
+    for request in (PrefixRequest(1, 4, head=2), PrefixRequest(1, head=2, to_the_end=True)):
+        assert prefixes_of(Client(), request, heads={1: given_head(30, 31)})[1].token_ids == (30, 31, 20)
+
+
 def test_each_session_has_its_own_request_and_an_empty_prefix_is_left_out():
     client = Client([[20, 21], [EOS], [22, EOS, 23]])
     found = prefixes_of(client, PrefixRequest(0, 2), PrefixRequest(1, 3), PrefixRequest(3, 3))
