@@ -38,7 +38,9 @@ class KeepingActorWorker(DetachActorWorker):
 
     @remote(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save_model_to_cpu(self, n: Any) -> None:
-        """As verl's, and right for every strategy: a real copy also of shards in host memory, none still on its way."""
+        """As verl's, and right for every strategy: a real copy also of shards in host memory, none still on its way.
+        What it replaces goes first, so that host memory never holds both."""
+        self.cpu_saved_models.pop(n, None)
         self.cpu_saved_models[n] = kept_weights.keep(self.actor.engine.module)
 
     @remote(dispatch_mode=Dispatch.ONE_TO_ALL)

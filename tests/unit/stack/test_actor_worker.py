@@ -11,6 +11,7 @@ from soup_verl.method.core_algos import PREFIX_CORRECTIONS
 from soup_verl.method.metrics import finish_measured
 from soup_verl.method.sections import StepSizeConfig
 from soup_verl.method.step import InLoss
+from soup_verl.stack import kept_weights
 from soup_verl.stack.actor_worker import IN_LOSS, MEASURED_PREFIX, SUM_PREFIX, SegmentLoss, SoupActorWorker
 from soup_verl.stack.kept_policies import KeptPolicies
 
@@ -212,6 +213,17 @@ class OneRankWorker(SoupActorWorker):
 
     def _shards(self):
         return {name: tensor.clone() for name, tensor in self.live.items()}
+
+
+def test_a_copy_of_the_weights_is_gone_before_the_next_of_its_name_is_made(monkeypatch):
+    worker = SoupActorWorker.__new__(SoupActorWorker)
+    worker.actor = SimpleNamespace(engine=SimpleNamespace(module=None))
+    worker.cpu_saved_models = {}
+    held_meanwhile = []
+    monkeypatch.setattr(kept_weights, "keep", lambda module: held_meanwhile.append(list(worker.cpu_saved_models)) or {})
+    for name in (0, 1, 0):
+        worker.save_model_to_cpu(name)
+    assert held_meanwhile == [[], [0], [1]] and set(worker.cpu_saved_models) == {0, 1}
 
 
 def test_kept_policies_survive_on_disk(tmp_path):
