@@ -82,6 +82,7 @@ PLAIN_CHOICE = Layout(
     {"id": "id", "question": "question", "options": "options", "gold": "answer", "subject": "subject"},
     required=("id", "question", "options", "gold"),
 )
+PLAIN_SUMMARY = Layout({"question": "document", "gold": "summary", "id": "id"})  # XSum's own
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,6 @@ _ARC = Layout(
 # Read by tasks/text/instructions.py; here are the columns to take.
 _IFEVAL = Layout({"id": "key", "question": "prompt", "gold": "instruction_id_list", "kwargs": "kwargs"})
 _IF_RLVR = Layout({"id": "key", "question": "messages", "gold": "ground_truth"})
-_XSUM = Layout({"question": "document", "gold": "summary", "id": "id"})
 _CNN = Layout({"question": "article", "gold": "highlights", "id": "id"})
 
 _READ_BY_CODE = Layout({"question": "question", "gold": "tests"})  # `code/rows.py` knows the hubs' columns
@@ -193,13 +193,13 @@ _SPECS = (
     DatasetSpec(
         "if-rlvr", "allenai/IF_multi_constraints_upto5", "train", "ODC-BY-1.0", _IF_RLVR, domain="instructions"
     ),
-    DatasetSpec("xsum", "EdinburghNLP/xsum", "train", "see its card", _XSUM, domain="summaries"),
+    DatasetSpec("xsum", "EdinburghNLP/xsum", "train", "see its card", PLAIN_SUMMARY, domain="summaries"),
     DatasetSpec(
         "xsum-validation",
         "EdinburghNLP/xsum",
         "validation",
         "see its card",
-        _XSUM,
+        PLAIN_SUMMARY,
         is_benchmark=True,
         domain="summaries",
     ),
@@ -274,9 +274,9 @@ def choose_layout(spec: DatasetSpec, columns: Iterable[str], plain: Layout = PLA
     if set(spec.layout.required_columns) <= set(found):
         return spec.layout
     hub = ", ".join(dict.fromkeys(spec.layout.required_columns))
+    others = "" if plain is spec.layout else f" or {', '.join(plain.required_columns)}"
     raise DataError(
-        f"the columns are {', '.join(found) or 'none'}: expected {hub} (as on the hub in {spec.hub}) or "
-        f"{', '.join(plain.required_columns)}"
+        f"the columns are {', '.join(found) or 'none'}: expected {hub} (as on the hub in {spec.hub}){others}"
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from soup_verl import rehearsal
 from soup_verl.launch import preflight
-from soup_verl.rehearsal.data import Places, Preparation, few_rows, longest_prompt, make
+from soup_verl.rehearsal.data import Places, Preparation, few_rows, longest_prompt, make, own_rows
 from soup_verl.rehearsal.processes import StageFailed
 from soup_verl.tasks.data.datasets import DATASETS
 from tests.unit.preflight_files import SMALL, byte_tokenizer, configure, row, write_model, write_rows
@@ -35,10 +35,12 @@ def test_every_data_set_can_be_made_from_our_rows(places, name):
     assert make(prepare(name), places)
     rows = pq.read_table(places.own(f"data/mine/{name}.parquet")).to_pylist()
     assert len(rows) == 12 and {r["data_source"] for r in rows} == {name}
+    assert own_rows(name).stem.startswith(DATASETS[name].domain)  # no other's
 
 
 @pytest.mark.parametrize(
-    ("training", "benchmark"), [("dapo-math-17k", "math-500"), ("mbpp", "mbpp-test"), ("if-rlvr", "ifeval")]
+    ("training", "benchmark"),
+    [("dapo-math-17k", "math-500"), ("mbpp", "mbpp-test"), ("if-rlvr", "ifeval"), ("xsum", "xsum-validation")],
 )
 def test_our_training_rows_hold_no_benchmark_question(places, training, benchmark):
     make(prepare(benchmark, "data/mine/benchmarks"), places)
@@ -52,7 +54,7 @@ def test_our_answers_are_of_a_form_that_the_recipes_reward_can_judge():
     from soup_verl.tasks.reward import compute_score
 
     for name in ("training", "benchmark"):
-        for line in Path(rehearsal.__file__).with_name(f"{name}.jsonl").read_text().splitlines():
+        for line in Path(rehearsal.__file__).with_name(f"mathematics_{name}.jsonl").read_text().splitlines():
             problem = json.loads(line)
             answer = f"So it is \\boxed{{{problem['answer']}}}."
             assert compute_score("math", answer, problem["answer"], {})["score"] == 1, problem
