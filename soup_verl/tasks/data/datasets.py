@@ -97,6 +97,7 @@ class DatasetSpec:
         levels: lowest and highest level taken, both included; None: all, with or without a level.
         domain: whose `problems` reads the rows.
         made: the rows themselves, where they are made up on demand; `hub` then says by what.
+        has_script: the hub has a program that makes the rows, which `datasets` no longer runs.
     """
 
     name: str
@@ -109,6 +110,7 @@ class DatasetSpec:
     levels: tuple[int, int] | None = None
     domain: str = "mathematics"
     made: Iterator[tuple[int, dict[str, Any]]] | None = None
+    has_script: bool = False
 
 
 _DAPO = Layout(
@@ -229,7 +231,17 @@ _SPECS = (
         domain="choice",
     ),
     *(
-        DatasetSpec(name, hub, split, licence, _READ_BY_CODE, config, is_benchmark=split == "test", domain="code")
+        DatasetSpec(
+            name,
+            hub,
+            split,
+            licence,
+            _READ_BY_CODE,
+            config,
+            is_benchmark=split == "test",
+            domain="code",
+            has_script=name == "livecodebench",
+        )
         for name, hub, config, split, licence in (
             ("mbpp", "google-research-datasets/mbpp", "full", "train", "CC-BY-4.0"),
             ("mbpp-test", "google-research-datasets/mbpp", "full", "test", "CC-BY-4.0"),
