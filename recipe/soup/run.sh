@@ -31,7 +31,8 @@ sized() {
 
 MODEL_PATH=${MODEL_PATH:?a model\'s folder, or its name on the hub}
 TRAIN_SET=${DATA:?a data set that soup_verl.prepare_data knows, such as dapo-math-17k, or a parquet file}
-# For validation; names, or parquet files whose paths have no spaces.
+# For validation; names, or parquet files whose paths have no spaces. Those below are of mathematics.
+if [[ -n $DOMAIN ]]; then : "${BENCHMARKS:?what to validate on, as in the head of $DOMAIN}"; fi
 BENCHMARKS=${BENCHMARKS:-math-500 amc23 aime24 aime25 minerva olympiadbench}
 TEMPLATE=${TEMPLATE:-r1-distill} # how a question is put, for data sets by name: soup_verl/tasks/data/prompt_templates.py
 METHOD=${METHOD:-soup}           # soup, snapshot, replay or grpo

@@ -7,20 +7,14 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from soup_verl.evaluation import EvaluationError
 from soup_verl.evaluation.engine import DEVICES, DTYPES
 from soup_verl.evaluation.scoring import DEFAULT
 from soup_verl.method.estimators import powers_of_two
+from soup_verl.tasks.command_line import Parser
 from soup_verl.tasks.reward_function import FUNCTION
-
-
-class Parser(argparse.ArgumentParser):
-    """What cannot be read is one line on stderr and exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (--help lists the options)\n")
 
 
 def _token_range(text: str) -> list[int]:

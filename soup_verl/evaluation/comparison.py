@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from soup_verl.evaluation import EvaluationError
-from soup_verl.evaluation.command_line import Parser
 from soup_verl.evaluation.results import judge
 from soup_verl.evaluation.samples import RESPONSES, SCORED
 from soup_verl.method.estimators import bootstrap_intervals
 from soup_verl.method.intervals import interval
 from soup_verl.records.files import read_json_lines
+from soup_verl.tasks.command_line import Parser
 
 OWN = ("model", "historical", "prefix_tokens", "seed", "device", "vllm")
 """Settings in which evaluations of one side may differ: what was evaluated, and where."""

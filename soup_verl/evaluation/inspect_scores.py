@@ -25,11 +25,11 @@ from rich.console import Console
 from rich.table import Table
 
 from soup_verl.evaluation import EvaluationError
-from soup_verl.evaluation.command_line import Parser
 from soup_verl.evaluation.comparison import Evaluation, read
 from soup_verl.evaluation.problems import Problem, digest, read_problems
 from soup_verl.evaluation.samples import SCORED
 from soup_verl.records.files import read_json_lines, write_text
+from soup_verl.tasks.command_line import Parser
 from soup_verl.tasks.domains import MATHEMATICS, domain_name
 from soup_verl.tasks.grading.boxes import answer_part, last_box
 from soup_verl.tasks.grading.judge import expected_answer

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from soup_verl.evaluation import checkpoints
-from soup_verl.evaluation.command_line import Parser
 from soup_verl.exporting import ExportError, card, hub, measured, model
 from soup_verl.method.checks import PortableError
 from soup_verl.records.files import new_folder
 from soup_verl.reporting.runs import ReportError, read_evaluation, read_run
 from soup_verl.stack import checkpoint
+from soup_verl.tasks.command_line import Parser
 
 
 def export(arguments: argparse.Namespace) -> None:

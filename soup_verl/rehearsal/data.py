@@ -81,11 +81,9 @@ def make(preparation: Preparation, places: Places) -> bool:
 
 
 def own_rows(dataset: str) -> Path:
-    """The file of this package that stands for a data set: of its domain, where that has rows of a form of its own."""
+    """The file of this package that stands for a data set: rows of its domain."""
     spec = find_dataset(dataset)
-    rows = "benchmark" if spec.is_benchmark else "training"
-    of_domain = Path(__file__).with_name(f"{spec.domain}_{rows}.jsonl")
-    return of_domain if of_domain.exists() else of_domain.with_name(f"{rows}.jsonl")
+    return Path(__file__).with_name(f"{spec.domain}_{'benchmark' if spec.is_benchmark else 'training'}.jsonl")
 
 
 def _run_module(module: str, arguments: Sequence[str]) -> None:

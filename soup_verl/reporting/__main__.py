@@ -16,6 +16,7 @@ from pathlib import Path
 
 from soup_verl.records.files import write_text
 from soup_verl.reporting.runs import ReportError, read_runs
+from soup_verl.tasks.command_line import Parser
 
 
 def main(arguments: Sequence[str] | None = None, sleep: Callable[[float], None] = time.sleep) -> int:
@@ -48,7 +49,7 @@ def _write(options: argparse.Namespace) -> None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Command line options."""
-    parser = argparse.ArgumentParser(prog="python -m soup_verl.report", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m soup_verl.report", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folder of a run (trainer.default_local_dir)")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default report.html)")
     parser.add_argument(

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from soup_verl.evaluation.command_line import Parser
 from soup_verl.launch.finished import is_finished
 from soup_verl.launch.preflight.provenance import RUN_FILE
 from soup_verl.method.checks import ConfigError
@@ -20,6 +19,7 @@ from soup_verl.reporting import __main__ as report
 from soup_verl.reporting.runs import ReportError
 from soup_verl.sweeping import SweepError, here, plan, slurm, states, table
 from soup_verl.sweeping.plan import Compose, Run, Sweep
+from soup_verl.tasks.command_line import Parser
 
 Train = Callable[[here.Configs, Path], object]
 RESULTS, PAGE = "sweep.json", "report.html"

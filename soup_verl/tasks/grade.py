@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from soup_verl.tasks.command_line import Parser
 from soup_verl.tasks.data.files import read_rows
 from soup_verl.tasks.data.layouts import DataError
 from soup_verl.tasks.domains import MATHEMATICS, domain_name
@@ -196,7 +197,7 @@ def _setting(text: str) -> tuple[str, Any]:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Command line options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m soup_verl.grade", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--gold", help="the expected answer")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from soup_verl.tasks.chat_template import load_tokenizer
+from soup_verl.tasks.command_line import Parser
 from soup_verl.tasks.data.benchmark_index import BenchmarkIndex
 from soup_verl.tasks.data.cleaning import DROPS, REPAIRS, Finding, Tally, clean, drop_over_long
 from soup_verl.tasks.data.datasets import DATASETS, DatasetSpec, Problem, find_dataset
@@ -260,7 +261,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m soup_verl.prepare_data", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m soup_verl.prepare_data", description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", required=True, metavar="NAME", help=", ".join((*DATASETS, f"{PREFIX}NAME")))
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where NAME.parquet goes")
     parser.add_argument(
@@ -284,7 +285,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 1 after one line on stderr."""
+    """Exit code 0, or 1 after one line on stderr; 2 for a command line that cannot be read."""
     try:
         report = prepare(parse_args(argv))
     except (DataError, OSError) as error:

@@ -44,6 +44,7 @@ def write_own_data(folder: Path) -> dict[str, str]:
 
 MODELS = {"qwen": write_qwen, "r1": write_r1, "llama": write_llama_like, "qwen3": write_qwen3_like}
 SMALL = {"RESPONSE_TOKENS": "2048", "PROMPTS": "16", "MINI_BATCH": "16"}  # a window of 4096, 30 rows of one's own
+CODE = {"DATA": "mbpp", "BENCHMARKS": "mbpp-test humaneval-plus"}
 OWN = ("reward.custom_reward_function.name=score",)
 SCRIPTS: dict[str, tuple[str, str, str, dict[str, str]]] = {
     "rehearsed_qwen": ("run_qwen2.5_math_7b.sh", "qwen", "1", {}),
@@ -51,14 +52,15 @@ SCRIPTS: dict[str, tuple[str, str, str, dict[str, str]]] = {
     "rehearsed_qwen_snapshot": ("run_qwen2.5_math_7b_snapshot.sh", "qwen", "steps", {}),
     "rehearsed_r1": ("run_r1_distill_qwen_1.5b.sh", "r1", "steps", {}),
     "rehearsed_llama": ("run.sh", "llama", "steps", SMALL),
-    "rehearsed_qwen3": ("run.sh", "qwen3", "steps", SMALL | {"DATA": "math-level3-5", "METHOD": "grpo"}),
+    "rehearsed_code": ("run.sh domains=code", "qwen3", "steps", SMALL | CODE | {"METHOD": "grpo"}),
 }
-"""By name: script, model, REHEARSE, further knobs."""
+"""By name: script with its settings, model, REHEARSE, further knobs."""
 
 
 def rehearse(name: str, folder: Path) -> Run:
     """The rehearsal, in a folder with a blank in its name; the model's folder cannot be written."""
-    script, model, extent, knobs = SCRIPTS[name]
+    command, model, extent, knobs = SCRIPTS[name]
+    script, *settings = command.split()
     folder.mkdir(parents=True, exist_ok=True)
     own = "DATA" not in knobs and script == "run.sh"
     model_folder = MODELS[model](folder / "a model")
@@ -76,7 +78,7 @@ def rehearse(name: str, folder: Path) -> Run:
     }
     started = time.monotonic()
     code, output = execute(
-        ["bash", str(ROOT / "recipe/soup" / script), *(OWN if own else ())], folder, environment=environment
+        ["bash", str(ROOT / "recipe/soup" / script), *settings, *(OWN if own else ())], folder, environment=environment
     )
     return Run(folder, code, output, time.monotonic() - started)
 

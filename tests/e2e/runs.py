@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from tests.e2e import examples, rehearsals
+from tests.e2e import domains, examples, rehearsals
 from tests.e2e.cluster import TwoNodes
 from tests.e2e.launch import LIMIT, PREFIXES, ROOT, Run, launch, launch_series, launch_sweep
 from tests.faults.kills import Fault, Faults, killed_run
@@ -435,6 +435,10 @@ def _when(file: Path, action: Callable[[], None]) -> None:
     action()
 
 
+def _domains(assets: Path, folder: Path) -> Run:
+    return launch(assets, folder, *domains.settings(domains.write_rows(folder / "data")))
+
+
 def _rehearsal(name: str) -> Launch:
     return _single(name, lambda _, folder: rehearsals.rehearse(name, folder), long=True)
 
@@ -455,6 +459,7 @@ LAUNCHES = (  # the longest first
     _lora("fsdp"),
     Launch(("tools_lookahead", "tools_replay", "tools_resumed"), _tools),
     Launch((*_APART, "dapo_replay"), _apart, long=True),
+    _single("domains", _domains),
     _VERL_GRPO,
     _VERL_ASYNC,
     _ASYNC_WITHOUT_MIXING,

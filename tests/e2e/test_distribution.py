@@ -156,7 +156,9 @@ def test_preflight_runs_from_the_wheel_and_from_a_verl_checkout(installed, mount
 def test_every_file_of_the_recipe_composes_in_a_verl_checkout(installed, mounted):
     """On either platform; what each sets is looked at in tests/unit/test_examples.py."""
     files = [
-        path for group in ("ablations", "neighbors") for path in mounted.glob(f"recipe/soup/config/{group}/*.yaml")
+        path
+        for group in ("ablations", "domains", "neighbors")
+        for path in mounted.glob(f"recipe/soup/config/{group}/*.yaml")
     ]
     assert len(files) > 40
     overrides = [

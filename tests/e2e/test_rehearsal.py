@@ -6,13 +6,16 @@ from soup_verl.evaluation.samples import SCORED
 from soup_verl.records import run_log
 from tests.e2e.launch import survivors
 from tests.e2e.rehearsals import SCRIPTS, record
+from tests.faults.sandbox_under_fire import NEEDS_NAMESPACES
 
 WHOLE = [name for name, (_, _, extent, _) in SCRIPTS.items() if extent == "1"]
 SHORT = [name for name in SCRIPTS if name not in WHOLE]
 
 
 def each(names):
-    return pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.runs(n)) for n in names])
+    code = {"rehearsed_code": [NEEDS_NAMESPACES]}
+    marks = {name: [pytest.mark.runs(name), *code.get(name, [])] for name in names}
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=of_name) for name, of_name in marks.items()])
 
 
 @each(SCRIPTS)
@@ -30,7 +33,7 @@ def test_every_stage_that_was_asked_for_ran(run, name):
 def test_the_runs_files_say_so_too(run, name):
     folder = run(name).folder / "re hearsal" / "run"
     metrics = run_log.read(folder)
-    grpo, snapshot = "qwen3" in name, "snapshot" in name
+    grpo, snapshot = "code" in name, "snapshot" in name
     last = 3 if grpo else 5 if snapshot else 4
     assert [step for step in metrics if step] == list(range(1, last + 1))
     prefixed = [step for step in metrics if metrics[step].get("soup/prefix_tokens_total", 0) > 0]

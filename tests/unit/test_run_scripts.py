@@ -76,12 +76,21 @@ def test_the_settings_of_a_model_and_data_of_ones_own():
     ],
 )
 def test_a_missing_knob_is_one_line(knobs, message):
+    assert message in refusal(knobs)
+
+
+def refusal(knobs, *given):
     environment = {k: v for k, v in os.environ.items() if k not in OWN} | {"DRY_RUN": "1"} | knobs
-    done = subprocess.run(
-        ["bash", ROOT / "recipe/soup/run.sh"], env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode != 0 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and message in done.stderr
+    command = ["bash", ROOT / "recipe/soup/run.sh", *given]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode != 0 and done.stdout == "" and done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_a_domain_is_never_validated_on_mathematics_by_default():
+    told = "BENCHMARKS: what to validate on, as in the head of recipe/soup/config/domains/code.yaml"
+    assert told in refusal(OWN, "domains=code")
+    assert script_settings("run.sh", "domains=null", **OWN)  # is none
 
 
 def test_a_papers_script_is_run_sh_with_its_own_knobs():

@@ -82,6 +82,7 @@ PLAIN_CHOICE = Layout(
     {"id": "id", "question": "question", "options": "options", "gold": "answer", "subject": "subject"},
     required=("id", "question", "options", "gold"),
 )
+PLAIN_SUMMARY = Layout({"question": "document", "gold": "summary", "id": "id"})  # XSum's own
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class DatasetSpec:
         levels: lowest and highest level taken, both included; None: all, with or without a level.
         domain: whose `problems` reads the rows.
         made: the rows themselves, where they are made up on demand; `hub` then says by what.
+        has_script: the hub has a program that makes the rows, which `datasets` no longer runs.
     """
 
     name: str
@@ -108,6 +110,7 @@ class DatasetSpec:
     levels: tuple[int, int] | None = None
     domain: str = "mathematics"
     made: Iterator[tuple[int, dict[str, Any]]] | None = None
+    has_script: bool = False
 
 
 _DAPO = Layout(
@@ -158,7 +161,6 @@ _ARC = Layout(
 # Read by tasks/text/instructions.py; here are the columns to take.
 _IFEVAL = Layout({"id": "key", "question": "prompt", "gold": "instruction_id_list", "kwargs": "kwargs"})
 _IF_RLVR = Layout({"id": "key", "question": "messages", "gold": "ground_truth"})
-_XSUM = Layout({"question": "document", "gold": "summary", "id": "id"})
 _CNN = Layout({"question": "article", "gold": "highlights", "id": "id"})
 
 _READ_BY_CODE = Layout({"question": "question", "gold": "tests"})  # `code/rows.py` knows the hubs' columns
@@ -193,13 +195,13 @@ _SPECS = (
     DatasetSpec(
         "if-rlvr", "allenai/IF_multi_constraints_upto5", "train", "ODC-BY-1.0", _IF_RLVR, domain="instructions"
     ),
-    DatasetSpec("xsum", "EdinburghNLP/xsum", "train", "see its card", _XSUM, domain="summaries"),
+    DatasetSpec("xsum", "EdinburghNLP/xsum", "train", "see its card", PLAIN_SUMMARY, domain="summaries"),
     DatasetSpec(
         "xsum-validation",
         "EdinburghNLP/xsum",
         "validation",
         "see its card",
-        _XSUM,
+        PLAIN_SUMMARY,
         is_benchmark=True,
         domain="summaries",
     ),
@@ -229,7 +231,17 @@ _SPECS = (
         domain="choice",
     ),
     *(
-        DatasetSpec(name, hub, split, licence, _READ_BY_CODE, config, is_benchmark=split == "test", domain="code")
+        DatasetSpec(
+            name,
+            hub,
+            split,
+            licence,
+            _READ_BY_CODE,
+            config,
+            is_benchmark=split == "test",
+            domain="code",
+            has_script=name == "livecodebench",
+        )
         for name, hub, config, split, licence in (
             ("mbpp", "google-research-datasets/mbpp", "full", "train", "CC-BY-4.0"),
             ("mbpp-test", "google-research-datasets/mbpp", "full", "test", "CC-BY-4.0"),
@@ -274,9 +286,9 @@ def choose_layout(spec: DatasetSpec, columns: Iterable[str], plain: Layout = PLA
     if set(spec.layout.required_columns) <= set(found):
         return spec.layout
     hub = ", ".join(dict.fromkeys(spec.layout.required_columns))
+    others = "" if plain is spec.layout else f" or {', '.join(plain.required_columns)}"
     raise DataError(
-        f"the columns are {', '.join(found) or 'none'}: expected {hub} (as on the hub in {spec.hub}) or "
-        f"{', '.join(plain.required_columns)}"
+        f"the columns are {', '.join(found) or 'none'}: expected {hub} (as on the hub in {spec.hub}){others}"
     )
 
 

@@ -159,9 +159,15 @@ def hub_rows(spec: DatasetSpec) -> Rows:
     """(row number from 1, row) of the hub's data set, only the columns that its layout knows.
 
     Raises:
-        DataError: the hub cannot be reached, or has no such data set, configuration or split.
+        DataError: the hub cannot be reached, or has no such data set, configuration or split, or only a program for it.
     """
     import datasets
+
+    if spec.has_script:
+        raise DataError(
+            f"{spec.name}: {spec.hub} has a loading script on the hub, which `datasets` no longer runs. Download"
+            " its .jsonl files and give their folder: --from FOLDER. A run script takes the parquet by its path."
+        )
 
     # It warns once a retry; what matters is said below, once.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

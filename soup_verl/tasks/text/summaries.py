@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from soup_verl.tasks.data.cleaning import RowRules
-from soup_verl.tasks.data.datasets import DatasetSpec, Problem, to_problems
+from soup_verl.tasks.data.datasets import PLAIN_SUMMARY, DatasetSpec, Problem, read_fields
 from soup_verl.tasks.data.prompt_templates import Instruction
 from soup_verl.tasks.grading.boxes import answer_part
 
@@ -93,5 +92,4 @@ ROWS = RowRules(fault=fault, drops={"unusable_reference": "no Latin letters in i
 
 def problems(spec: DatasetSpec, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> Iterator[Problem]:
     """See `Domain`."""
-    for problem in to_problems(spec, rows):
-        yield replace(problem, domain=DOMAIN)
+    return (Problem(**fields, domain=DOMAIN) for fields in read_fields(spec, rows, PLAIN_SUMMARY))

@@ -4,11 +4,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from soup_verl import rehearsal
 from soup_verl.launch import preflight
-from soup_verl.rehearsal.data import Places, Preparation, few_rows, longest_prompt, make
+from soup_verl.rehearsal.data import Places, Preparation, few_rows, longest_prompt, make, own_rows
 from soup_verl.rehearsal.processes import StageFailed
 from soup_verl.tasks.data.datasets import DATASETS
+from soup_verl.tasks.domains import domain_of
+from tests.faults.sandbox_under_fire import NEEDS_NAMESPACES
 from tests.unit.preflight_files import SMALL, byte_tokenizer, configure, row, write_model, write_rows
 
 
@@ -35,10 +36,12 @@ def test_every_data_set_can_be_made_from_our_rows(places, name):
     assert make(prepare(name), places)
     rows = pq.read_table(places.own(f"data/mine/{name}.parquet")).to_pylist()
     assert len(rows) == 12 and {r["data_source"] for r in rows} == {name}
+    assert own_rows(name).stem.startswith(DATASETS[name].domain)  # no other's
 
 
 @pytest.mark.parametrize(
-    ("training", "benchmark"), [("dapo-math-17k", "math-500"), ("mbpp", "mbpp-test"), ("if-rlvr", "ifeval")]
+    ("training", "benchmark"),
+    [("dapo-math-17k", "math-500"), ("mbpp", "mbpp-test"), ("if-rlvr", "ifeval"), ("xsum", "xsum-validation")],
 )
 def test_our_training_rows_hold_no_benchmark_question(places, training, benchmark):
     make(prepare(benchmark, "data/mine/benchmarks"), places)
@@ -48,14 +51,18 @@ def test_our_training_rows_hold_no_benchmark_question(places, training, benchmar
     assert report["benchmarks"] == {f"{benchmark}.parquet": {"questions": 12, "rows_dropped": 0}}
 
 
-def test_our_answers_are_of_a_form_that_the_recipes_reward_can_judge():
+_OF_CODE = [pytest.param(name, marks=NEEDS_NAMESPACES) for name in ("mbpp", "mbpp-test")]
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "math-500", "arc-c", "xsum", "xsum-validation", *_OF_CODE])
+def test_our_answers_are_of_a_form_that_the_recipes_reward_can_judge(places, name):
     from soup_verl.tasks.reward import compute_score
 
-    for name in ("training", "benchmark"):
-        for line in Path(rehearsal.__file__).with_name(f"{name}.jsonl").read_text().splitlines():
-            problem = json.loads(line)
-            answer = f"So it is \\boxed{{{problem['answer']}}}."
-            assert compute_score("math", answer, problem["answer"], {})["score"] == 1, problem
+    make(prepare(name), places)
+    for made in pq.read_table(places.own(f"data/mine/{name}.parquet")).to_pylist():
+        gold, extra = made["reward_model"]["ground_truth"], made["extra_info"]
+        (answer,) = domain_of(extra).right_answers(gold, extra)
+        assert compute_score(name, answer, gold, extra)["score"] == 1, made
 
 
 def test_a_file_that_is_there_is_left_alone(places, tmp_path):

@@ -353,6 +353,21 @@ def test_without_a_network_one_line_points_to_from(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_set_behind_a_script_is_said_to_be_one_without_asking_the_hub(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked"))
+    assert prepare("--dataset", "livecodebench", "--out", tmp_path / "out") == 1
+    line = error_line(capsys)
+    assert "livecodebench/code_generation_lite has a loading script on the hub" in line
+    assert "--from FOLDER" in line and "network" not in line and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("given", [[], ["--dataset", "gsm8k", "--out", "x", "--sise", "3"], ["--size", "many"]])
+def test_a_command_line_that_cannot_be_read_is_one_line(capsys, given):
+    with pytest.raises(SystemExit) as ended:
+        main(given)
+    assert ended.value.code == 2 and error_line(capsys).endswith(" (--help lists the options)")
+
+
 def test_templates_by_hand():
     assert TEMPLATES["qwen-math"]("1+1?") == [
         {"role": "system", "content": STEP_BY_STEP},

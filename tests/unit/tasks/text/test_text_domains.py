@@ -174,3 +174,18 @@ def test_summaries_in_the_columns_of_the_hub(tmp_path):
     assert golds.verdict(compute_score, row, {"rouge": "rouge2"}, ours=True) == (True, "")
     dropped = json.loads(file.with_suffix(".report.json").read_text())["dropped"]
     assert dropped["unusable_reference"]["rows"] == dropped["empty_gold"]["rows"] == 1
+
+
+@pytest.mark.parametrize("dataset", ["xsum", "xsum-validation", "cnn-dailymail"])
+def test_rows_of_mathematics_are_refused_in_one_line(tmp_path, capsys, dataset):
+    code, file = prepared(tmp_path, dataset, [{"id": "7", "question": "How many legs have 3 cats?", "answer": "12"}])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert code == 1 and not file.exists()
+    assert line.startswith("error: row 1: the columns are id, question, answer: expected ") and "document, sum" in line
+
+
+def test_the_news_of_cnn_may_have_either_columns(tmp_path):
+    for document, summary in (("article", "highlights"), ("document", "summary")):
+        code, file = prepared(tmp_path, "cnn-dailymail", [{document: "A long text about a cat.", summary: REFERENCE}])
+        (kept,) = pq.read_table(file).to_pylist()
+        assert (code, kept["reward_model"]["ground_truth"]) == (0, REFERENCE)
