@@ -17,6 +17,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 from soup_verl.launch.series import run_series
+from soup_verl.tasks.command_line import Parser
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
@@ -30,7 +31,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
 
 def main(arguments: Sequence[str]) -> None:
     own, _, shared = (list(part) for part in _partition(arguments))
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m recipe.soup.main_series",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

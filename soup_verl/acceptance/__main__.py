@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -14,6 +13,7 @@ from soup_verl.acceptance import attention, stack, update, weights
 from soup_verl.acceptance.installed import installed
 from soup_verl.acceptance.outcome import FAIL, SKIP, Check, Outcome, carry_out
 from soup_verl.records.files import write_json
+from soup_verl.tasks.command_line import Parser
 
 KEPT = tuple(
     Check(f"kept policies, {strategy}, ranks: {ranks}", partial(weights.check, strategy=strategy, ranks=ranks))
@@ -44,7 +44,7 @@ def as_line(outcome: Outcome) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--cpu", action="store_true", help="run on the CPU; what needs a GPU is skipped")
     parser.add_argument("--out", type=Path, default=Path("gpu_acceptance.json"), help="JSON (default: %(default)s)")
     given = parser.parse_args(arguments)

@@ -13,7 +13,6 @@ checkpoints are merged as it does, in bfloat16.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -29,6 +28,7 @@ from torch import Tensor
 from soup_verl.evaluation import EvaluationError
 from soup_verl.evaluation.checkpoints import resolve
 from soup_verl.records.files import new_folder, write_json
+from soup_verl.tasks.command_line import Parser
 from soup_verl.tasks.shrink_model import TEXT, WEIGHTS
 
 INDEX = f"{WEIGHTS}.index.json"
@@ -215,7 +215,7 @@ def _numbers(file: BinaryIO, dtype: str, count: int) -> Tensor:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0, or 1 after one line on stderr."""
-    parser = argparse.ArgumentParser(description="Average the weights of two models, for soup_verl.evaluate.")
+    parser = Parser(description="Average the weights of two models, for soup_verl.evaluate.")
     add = parser.add_argument
     add("--model", required=True, metavar="A", help="model folder, hub name, or verl checkpoint (global_step_N)")
     add("--with", required=True, metavar="B", dest="other", help="another of the same shape, such as an early one")

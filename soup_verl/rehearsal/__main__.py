@@ -27,6 +27,7 @@ from soup_verl.rehearsal.data import Preparation
 from soup_verl.rehearsal.processes import Processes
 from soup_verl.rehearsal.record import FILE, Record, show
 from soup_verl.rehearsal.stages import ALL, STEPS, Rehearsal
+from soup_verl.tasks.command_line import Parser
 
 EXTENTS = {"1": ALL, "steps": STEPS}
 
@@ -40,7 +41,7 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Preparatio
     place = list(argv).index("--") if "--" in argv else len(argv)
     head, script = list(argv[:place]), list(argv[place + 1 :])
     starts = [i for i, argument in enumerate(head) if argument == "--made"]
-    parser = argparse.ArgumentParser(prog="python -m soup_verl.rehearsal", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m soup_verl.rehearsal", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", required=True, type=Path, help="folder of the rehearsal")
     parser.add_argument("--extent", default="1", help=" or ".join(EXTENTS))
     parser.add_argument("--model", required=True, help="folder, or name on the hub")

@@ -12,7 +12,6 @@ touched.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 
 from soup_verl.records.files import new_folder
 from soup_verl.tasks.chat_template import end_of_turn, load_tokenizer, stop_token_ids
+from soup_verl.tasks.command_line import Parser
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -125,7 +125,7 @@ def local_model(model: str, *, weights: bool = True) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Copy a model's folder with every stop token, and with another context window if one is given."
     )
     parser.add_argument("--model", required=True, help="folder, or name on the hub")

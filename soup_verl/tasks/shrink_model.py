@@ -9,7 +9,6 @@ The model's weights are not read: a folder with configuration and tokenizer is e
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from soup_verl.tasks.command_line import Parser
 from soup_verl.tasks.context_window import CONFIG, local_model
 
 LAYERS, HEADS, HEAD_SIZE = 2, 2, 32  # 32 is the smallest head that vLLM computes attention with on a CPU
@@ -119,7 +119,7 @@ def _write_weights(folder: Path, scratch: Path, seed: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make a small copy of a model, with random weights.")
+    parser = Parser(description="Make a small copy of a model, with random weights.")
     parser.add_argument("--model", required=True, help="folder, or name on the hub; its weights are not needed")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     arguments = parser.parse_args()
