@@ -31,11 +31,11 @@ class Run:
     seconds: float
     steps: dict = field(default_factory=dict)
 
-    def rows(self, step: int) -> list[dict]:
-        """What the step trained on, sorted by (index, session)."""
+    def rows(self, step: int | str) -> list[dict]:
+        """What the step trained on, sorted by (index, session); "3_before": in an earlier start."""
         return self.record(step)["rows"]
 
-    def record(self, step: int) -> dict:
+    def record(self, step: int | str) -> dict:
         if step not in self.steps:
             self.steps[step] = torch.load(self.folder / "steps" / f"step_{step}.pt", weights_only=False)
         return self.steps[step]

@@ -24,9 +24,8 @@ def all_rows(finished):
 @pytest.mark.runs("partial_rollout")
 def test_responses_that_were_whole_at_the_checkpoint_come_back_as_they_were(finished):
     """Step 3 was made twice. What has no token of its policy then was whole when step 2 was saved."""
-    before = torch.load(finished.folder / "steps" / "step_3_before.pt", weights_only=False)["rows"]
     again = {(row["uid"], row["session"]): row for row in finished.rows(3)}
-    whole = [row for row in before if historical(row, 3).all()]
+    whole = [row for row in finished.rows("3_before") if historical(row, 3).all()]
     assert len(whole) > 0 and {(row["uid"], row["session"]) for row in whole} <= again.keys()
     for row in whole:
         restored = again[row["uid"], row["session"]]
