@@ -3,11 +3,11 @@
 # leaves it all to soup_verl.rehearsal, which makes the same things in a folder of its own.
 
 # The interpreter: PYTHON if it is set. Else a rehearsal takes the CPU environment, .venv; a run takes python3 where that
-# has vLLM, as in an active environment, then what install.sh made in this checkout: .venv-gpu, .venv.
+# has vLLM and verl, as in an active environment, then what install.sh made in this checkout: .venv-gpu, .venv.
 find_python() {
   local venv
   if [[ -n ${REHEARSE:-} && -x .venv/bin/python ]]; then echo .venv/bin/python; return; fi
-  if ! python3 -c 'import sys, importlib.util as u; sys.exit(u.find_spec("vllm") is None)' 2>/dev/null; then
+  if ! python3 -c 'import sys, importlib.util as u; sys.exit(not all(map(u.find_spec, ("vllm", "verl"))))' 2>/dev/null; then
     for venv in .venv-gpu .venv; do
       if [[ -x $venv/bin/python ]]; then echo "$venv/bin/python"; return; fi
     done

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +30,7 @@ class Apart:
     """
 
     def __init__(self, work: Callable[[], object], log: Path):
-        self._mark, self._answers = uuid4().hex, Path(tempfile.mkstemp(prefix="soup-stacks-")[1])
+        self._mark, self._answers = uuid4().hex, stacks.answers_file()
         self._process = multiprocessing.get_context("fork").Process(target=self._run, args=(work, log))
 
     def __enter__(self) -> Apart:

@@ -86,15 +86,18 @@ def _check_trainer_mode(soup: SoupConfig, config: Mapping[str, Any]) -> None:
 
 
 def _check_trainers_engine(config: Mapping[str, Any]) -> None:
-    """Our trainers' workers are for FSDP, whether or not anything is mixed; verl's own trainers have theirs."""
-    key, mode = "actor_rollout_ref.actor.strategy", str(_get(config, "trainer.v1.trainer_mode", "soup"))
+    """Our trainers' workers and checkpoints are for FSDP, whether or not anything is mixed; verl's own have theirs."""
+    mode = str(_get(config, "trainer.v1.trainer_mode", "soup"))
+    if "soup" not in mode:
+        return
+    key = "actor_rollout_ref.actor.strategy"
     strategy = _get(config, key, "fsdp")
-    require(
-        strategy in ("fsdp", "fsdp2") or "soup" not in mode,
-        key,
-        strategy,
-        f"fsdp or fsdp2 with trainer.v1.trainer_mode={mode}, whose workers read verl's FSDP engine",
-    )
+    whose = f"fsdp or fsdp2 with trainer.v1.trainer_mode={mode}, whose workers read verl's FSDP engine"
+    require(strategy in ("fsdp", "fsdp2"), key, strategy, whose)
+    key = "actor_rollout_ref.actor.checkpoint.async_save"
+    require(not _get(config, key, False), key, True, "false: with it verl does not say which checkpoint is the newest")
+    key = "trainer.remove_previous_ckpt_in_save"
+    require(not _get(config, key, False), key, True, "false, or not there", "Set trainer.max_actor_ckpt_to_keep=1.")
 
 
 def _check_rollout_engine(config: Mapping[str, Any]) -> None:

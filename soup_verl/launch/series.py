@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from omegaconf import DictConfig, OmegaConf
 
 from soup_verl.launch import run as single
+from soup_verl.launch import stalls
 from soup_verl.launch.finished import is_finished
 from soup_verl.method.checks import ConfigError, require
 from soup_verl.records.settings import flatten, setting_of
@@ -40,6 +41,7 @@ def run_series(configs: Sequence[DictConfig]) -> None:
     for config in todo:
         single.prepare(config)
     for stack in stacks(todo):
+        stalls.begin(stack[0])
         single.train(stack[0], further=stack[1:])
 
 

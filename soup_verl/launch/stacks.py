@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -28,6 +29,13 @@ def processes_with(variable: str) -> list[int]:
             if variable.encode() in (process / "environ").read_bytes().split(b"\0"):
                 found.append(int(process.name))
     return [process for process in found if process != os.getpid()]
+
+
+def answers_file() -> Path:
+    """A new file for the stacks that processes write; whoever asked for it removes it."""
+    descriptor, name = tempfile.mkstemp(prefix="soup-stacks-")
+    os.close(descriptor)
+    return Path(name)
 
 
 def listen(mark: str, answers: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +19,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
+from soup_verl.launch import stacks
 from soup_verl.method.sections import StallMinutesConfig
 from soup_verl.records.files import write_text
 
@@ -65,6 +69,13 @@ class Progress:
             self.place = place
             with suppress(OSError):  # a full disk ends the run elsewhere, with a better line
                 write_text(self._file, json.dumps(asdict(place)))
+
+
+def begin(config: DictConfig) -> None:
+    """The processes of this run, or what it needs of those that it shares, are about to be set up; told where somebody
+    looks."""
+    if stacks.RUN in os.environ:
+        Progress(Path(config.trainer.default_local_dir).absolute()).enter(Place())
 
 
 def read(folder: Path) -> Place | None:

@@ -16,7 +16,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from soup_verl.launch import run, stacks, stalls
 from soup_verl.launch.preflight.provenance import RUN_FILE
-from soup_verl.launch.stalls import Place, Progress, StallWatch
+from soup_verl.launch.stalls import StallWatch
 from soup_verl.method.config import SoupConfig
 from soup_verl.records.files import write_json
 from soup_verl.stack import checkpoint
@@ -102,7 +101,7 @@ class Supervisor:
     def _attempt(self, *, again: bool) -> Ended:
         with suppress(OSError):
             (self._folder / stalls.FILE).unlink()
-        mark, answers = uuid4().hex, Path(tempfile.mkstemp(prefix="soup-stacks-")[1])
+        mark, answers = uuid4().hex, stacks.answers_file()
         sys.stdout.flush()
         sys.stderr.flush()
         # A signal waits until there is a driver to pass it on to, and the driver takes it as its own.
@@ -136,7 +135,7 @@ class Supervisor:
             else:
                 run.prepare(self._config)
             if not self._config.soup.preflight_only:
-                Progress(self._folder).enter(Place())
+                stalls.begin(self._config)
                 run.train(self._config)
         except SystemExit as ended:
             if ended.code == signal.SIGTERM:  # Ray makes an exit of it

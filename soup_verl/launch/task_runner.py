@@ -92,6 +92,7 @@ class Series:
             self.logger.finish(exit_code=0)
             OmegaConf.resolve(config)
             run_log.open_in(Path(config.trainer.default_local_dir))
+            stalls.begin(config)
             self.trainer = on_processes_of(first, config)
             self.trainer.init()
             end_where_the_epochs_do(self.trainer)

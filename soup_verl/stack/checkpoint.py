@@ -60,31 +60,27 @@ class CheckpointNotWritten(PortableError):
         said = f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
         super().__init__(
             f"{checkpoint} could not be written, {free / 1e9:.3f} GB are free on its disk ({said}). The one "
-            "before it is whole: mend the cause, and run the same command again to go on from there."
+            "before it, if there is one, is whole: mend the cause, and run the same command again to go on from there."
         )
 
 
-def write(checkpoint: Path, *, state: dict, write_history: Callable[[Path], None], include_verl: bool) -> None:
+def write(checkpoint: Path, *, state: dict, write_history: Callable[[Path], None]) -> None:
     """Write `checkpoint/soup/` in one step.
 
     Args:
         checkpoint: verl's `global_step_N` folder, complete.
         state: plain settings and counters.
         write_history: fills the given empty folder.
-        include_verl: record verl's files too; not when verl still writes them in the background.
     """
     with new_folder(checkpoint / FOLDER) as partial:
         write_history(partial)
         (partial / STATE).write_text(json.dumps(state, indent=1))
         ours = {f"{FOLDER}/{p.name}": _describe(p, checksum=True) for p in sorted(partial.iterdir())}
-        theirs = {}
-        if include_verl:
-            files = (p for p in sorted(checkpoint.rglob("*")) if p.is_file())
-            theirs = {
-                str(p.relative_to(checkpoint)): _describe(p, checksum=p.stat().st_size <= _SMALL)
-                for p in files
-                if p.relative_to(checkpoint).parts[0] not in (FOLDER, partial.name)
-            }
+        theirs = {
+            str(p.relative_to(checkpoint)): _describe(p, checksum=p.stat().st_size <= _SMALL)
+            for p in sorted(checkpoint.rglob("*"))
+            if p.is_file() and p.relative_to(checkpoint).parts[0] not in (FOLDER, partial.name)
+        }
         (partial / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": ours | theirs}, indent=1))
         _sync(partial)
         shutil.rmtree(checkpoint / FOLDER, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from soup_verl.stack.rotation import Rotation
 logger = logging.getLogger(__name__)
 
 SOLVED_RATES = "solved_rates.json"
+WRITTEN = "written"
+"""In the state: steps of the run's checkpoints before this one that were there when it was written."""
 
 
 class HistoryCheckpoints(PPOTrainer):
@@ -48,6 +51,7 @@ class HistoryCheckpoints(PPOTrainer):
         best = self._best.folder if self._best else None
         try:
             with self._rotation.around_save(folder, best):
+                shutil.rmtree(folder / checkpoint.FOLDER, ignore_errors=True)  # of a history that this run has left
                 super()._save_checkpoint()
                 self._save_history(folder)
         except Exception as error:
@@ -61,9 +65,9 @@ class HistoryCheckpoints(PPOTrainer):
                 "settings": self._settings,
                 "low_kl_steps": self._history.collapse.low_steps,
                 "mixing_started": self._history.solved.started,
+                WRITTEN: [checkpoint.step_of(c) for c in self._rotation.written],
             },
             write_history=self._write_history,
-            include_verl=not self.config.actor_rollout_ref.actor.get("checkpoint", {}).get("async_save", False),
         )
 
     def _write_history(self, folder: Path) -> None:
@@ -85,8 +89,7 @@ class HistoryCheckpoints(PPOTrainer):
             super()._load_checkpoint()
         if self._soup.keep_best:
             self._best = BestCheckpoint(self._root, self._soup.keep_best, self.global_steps)
-        own = folder is not None and folder.resolve().parent == self._root.resolve()
-        self._rotation = Rotation(self.config.trainer, self._root, until=self.global_steps if own else 0)
+        self._rotation = Rotation(self.config.trainer, self._written_until(folder))
         if state is not None:
             self._history.collapse.low_steps = state["low_kl_steps"]
         if folder is not None and state is not None and self._source:
@@ -95,6 +98,14 @@ class HistoryCheckpoints(PPOTrainer):
             self._source.load(folder / checkpoint.FOLDER)
             if self._blocks:
                 self._blocks.load(folder / checkpoint.FOLDER)
+
+    def _written_until(self, folder: Path | None) -> list[Path]:
+        """The checkpoints of this run up to the one that it goes on from; none where that is another run's."""
+        if folder is None or folder.resolve().parent != self._root.resolve():
+            return []
+        has_state = (folder / checkpoint.FOLDER).exists()  # not if verl wrote it alone
+        before = checkpoint.read_state(folder).get(WRITTEN, []) if has_state else []
+        return [self._root / f"global_step_{step}" for step in (*before, self.global_steps)]
 
     def _stored_state(self, folder: Path) -> dict[str, Any] | None:
         """What the checkpoint says of its history; None if this run or the checkpoint has none.

@@ -121,7 +121,8 @@ class PrefixSampler:
 
     def _budget(self, opening: Any) -> int:
         """Most tokens of the first turn: the response's, or fewer where the loop itself asks for fewer."""
-        return min([self.response_length, *(opening.params[name] for name in LIMITS if name in opening.params)])
+        own = (opening.params.get(name) for name in LIMITS)
+        return min([self.response_length, *(limit for limit in own if limit is not None)])
 
     async def _generate(
         self,

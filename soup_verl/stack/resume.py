@@ -66,8 +66,10 @@ def settings_for_verl(section: DictConfig, **settings: Any) -> Iterator[None]:
     asked = {key: section.get(key) for key in settings}
     with open_dict(section):
         section.update(settings)
-        yield
-        section.update(asked)
+        try:
+            yield
+        finally:
+            section.update(asked)
 
 
 def only_from(folder: Path | None, trainer: DictConfig) -> AbstractContextManager[None]:

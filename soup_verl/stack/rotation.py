@@ -7,13 +7,12 @@ weights of the next one are there.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from soup_verl.stack.checkpoint import step_of
 from soup_verl.stack.resume import settings_for_verl
 
 
@@ -22,15 +21,13 @@ class Rotation:
 
     Args:
         trainer: `max_actor_ckpt_to_keep` is how many stay besides the best; null: all.
-        root: the run's folder.
-        until: the step of the run's own checkpoint that it goes on from; 0: it has none. What else is in the folder is
-            of another history, and stays. So does what is there by a link.
+        written: those of the starts before, oldest first. What else is in the run's folder is of another history, and
+            stays.
     """
 
-    def __init__(self, trainer: DictConfig, root: Path, until: int):
+    def __init__(self, trainer: DictConfig, written: Sequence[Path]):
         self._trainer, self._keep = trainer, trainer.get("max_actor_ckpt_to_keep")
-        found = (c for c in root.glob("global_step_*") if 0 < step_of(c) <= until and not c.is_symlink())
-        self._written = sorted(found, key=step_of)
+        self.written = list(written)
 
     @contextmanager
     def around_save(self, folder: Path, best: Path | None) -> Iterator[None]:
@@ -39,12 +36,12 @@ class Rotation:
             self._drop_all_but(max(self._keep - 1, 1), best)
         with settings_for_verl(self._trainer, max_actor_ckpt_to_keep=None):
             yield
-        self._written = [*(c for c in self._written if c != folder), folder]
+        self.written = [*(c for c in self.written if c != folder), folder]
         if self._keep:
             self._drop_all_but(self._keep, best)
 
     def _drop_all_but(self, newest: int, best: Path | None) -> None:
-        others = [c for c in self._written if c != best]
+        others = [c for c in self.written if c != best]
         for checkpoint in others[:-newest]:
             shutil.rmtree(checkpoint, ignore_errors=True)
-            self._written.remove(checkpoint)
+            self.written.remove(checkpoint)

@@ -116,7 +116,7 @@ class Session:
     def limit(self, prompt_ids: Sequence[int], params: dict[str, Any]) -> int:
         """Most tokens of a turn: the loop's own limit, else what verl's server would allow."""
         for name in LIMITS:
-            if name in params:
+            if params.get(name) is not None:
                 return params[name]
         return min(self.response_length, self.prompt_length + self.response_length - len(prompt_ids))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from soup_verl.launch import run as single
+from soup_verl.launch import stalls
 from soup_verl.launch.apart import Apart
 from soup_verl.launch.finished import is_finished
 from soup_verl.launch.series import can_share, check_together, run_series
-from soup_verl.launch.stalls import Place, Progress, StallWatch
+from soup_verl.launch.stalls import StallWatch
 from soup_verl.method.config import SoupConfig
 from soup_verl.method.sections import StallMinutesConfig
 from soup_verl.sweeping import SweepError, say, states
@@ -76,6 +77,8 @@ def train(configs: Configs, log: Path, begin: Callable[[Sequence[DictConfig]], o
     while todo := {name: c for name, c in configs.items() if name not in failed and not is_finished(c)}:
         stack = in_a_row(todo)
         before = states.errors(stack)
+        for config in stack.values():  # what an earlier call left
+            (Path(config.trainer.default_local_dir) / stalls.FILE).unlink(missing_ok=True)
         with Apart(partial(begin, list(stack.values())), log) as process:
             code = _follow(process, stack, configs)
         if left := [name for name, config in stack.items() if not is_finished(config)]:
@@ -102,10 +105,11 @@ def _follow(process: Apart, stack: Configs, configs: Configs) -> int | None:
         if now != said:
             say(f"run {names.index(now) + 1} of {len(names)}: {now}")
             said, watch = now, StallWatch(folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            Progress(folder).enter(Place())
         if stall := watch.stalled(partial(_stall_minutes, stack[now])):
-            (folder / single.ERROR_FILE).write_text(f"RunStalled: {stall}; {process.write_stacks(folder)}\n")
+            error = f"RunStalled: {stall}; {process.write_stacks(folder)}\n"
+            with suppress(OSError):  # as on a full disk
+                if not is_finished(stack[now]):
+                    (folder / single.ERROR_FILE).write_text(error)
             break
     return process.code
 

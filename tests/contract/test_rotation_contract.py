@@ -1,5 +1,6 @@
 """Which checkpoints stay (`trainer.max_actor_ckpt_to_keep`) around verl's saves: over restarts, and past the best."""
 
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -140,6 +141,35 @@ def test_what_is_left_of_an_abandoned_history_is_neither_counted_nor_gone_on_fro
     again = start(trainer__max_actor_ckpt_to_keep=2)
     assert again.global_steps == 5
     assert saved(again, 7, 8) == [[5, 6, 7, 8], [6, 7, 8]]
+
+
+def test_what_was_there_before_a_run_that_began_anew_stays_through_its_later_starts(start):
+    saved(start(), 1, 2)
+    settings = {"trainer__max_actor_ckpt_to_keep": 1}
+    assert saved(start(trainer__resume_mode="disable", **settings), 4) == [[1, 2, 4]]
+    assert saved(start(**settings), 5, 6) == [[1, 2, 5], [1, 2, 6]]
+
+
+def test_a_checkpoint_of_an_earlier_version_of_this_project_does_not_say_what_was_written_before_it(start):
+    saved(start(), 1, 2)
+    state = start()._root / "global_step_2" / "soup" / "state.json"
+    manifest = json.loads((state.parent / "manifest.json").read_text())
+    state.write_text(
+        json.dumps({key: value for key, value in json.loads(state.read_text()).items() if key != "written"})
+    )
+    manifest["files"]["soup/state.json"] = {"bytes": state.stat().st_size}
+    (state.parent / "manifest.json").write_text(json.dumps(manifest))
+    assert saved(start(trainer__max_actor_ckpt_to_keep=1), 3, 4) == [[1, 3], [1, 4]]
+
+
+def test_a_step_that_is_written_again_has_no_history_of_before_meanwhile(start):
+    saved(start(), 2, 4)
+    back = start(trainer__resume_mode="resume_path", trainer__resume_from_path="run/global_step_2")
+    back._save_history = lambda folder: 1 / 0
+    with pytest.raises(checkpoint.CheckpointNotWritten):
+        saved(back, 4)
+    with pytest.raises(checkpoint.TornCheckpoint):
+        checkpoint.verify(back._root / "global_step_4")
 
 
 def test_the_folder_of_the_run_may_be_a_link(start, tmp_path):

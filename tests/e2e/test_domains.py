@@ -33,8 +33,8 @@ def test_each_response_has_the_score_of_its_domain(finished, asked, made_assets)
         scores[row["extra_info"]["domain"]].append(score(*given)["score"])
         assert float(trained["rm_scores"].sum()) == pytest.approx(scores[row["extra_info"]["domain"]][-1]), given
     assert scores.keys() == DOMAINS.keys() and {len(of_domain) for of_domain in scores.values()} == {2 * 2 * 4}
-    assert all(max(of_domain) == 1 for of_domain in scores.values()), scores
-    assert all(min(of_domain) == 0 for name, of_domain in scores.items() if name != "instructions"), scores
+    del scores["instructions"]  # which do not say what is right
+    assert all(max(of_domain) == 1 and min(of_domain) == 0 for of_domain in scores.values()), scores
 
 
 def test_they_are_trained_and_validated_together(finished, asked):

@@ -1,6 +1,6 @@
 """Responses that weight updates interrupt, on verl's asynchronous trainer; one run was killed and resumed."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 import torch
@@ -22,15 +22,24 @@ def all_rows(finished):
 
 
 @pytest.mark.runs("partial_rollout")
-def test_responses_that_were_whole_at_the_checkpoint_come_back_as_they_were(finished):
-    """Step 3 was made twice. What has no token of its policy then was whole when step 2 was saved."""
-    again = {(row["uid"], row["session"]): row for row in finished.rows(3)}
-    whole = [row for row in finished.rows("3_before") if historical(row, 3).all()]
-    assert len(whole) > 0 and {(row["uid"], row["session"]) for row in whole} <= again.keys()
-    for row in whole:
-        restored = again[row["uid"], row["session"]]
-        for name in ("index", "responses", "token_versions", "rollout_log_probs"):
+def test_prompts_whose_responses_were_whole_at_the_checkpoint_come_back_as_they_were(finished):
+    """Step 3 was made twice. A prompt none of whose responses has a token of its policy was done when step 2 was saved;
+    the others verl asks again, with all their responses."""
+    before, again = by_prompt(finished.rows("3_before")), by_prompt(finished.rows(3))
+    done = [uid for uid, of_prompt in before.items() if all(historical(row, 3).all() for row in of_prompt)]
+    assert len(done) > 0 and set(done) <= again.keys()
+    for row, restored in (
+        (row, restored) for uid in done for row, restored in zip(before[uid], again[uid], strict=True)
+    ):
+        for name in ("index", "session", "responses", "token_versions", "rollout_log_probs"):
             assert torch.equal(torch.as_tensor(row[name]), torch.as_tensor(restored[name])), name
+
+
+def by_prompt(rows):
+    groups = defaultdict(list)
+    for row in rows:  # sorted by session
+        groups[row["uid"]].append(row)
+    return groups
 
 
 def historical(row, step):
@@ -58,8 +67,8 @@ def test_every_session_of_a_prompt_is_there_once_and_no_prompt_more_often_than_i
 @pytest.mark.runs("partial_rollout")
 def test_tokens_recorded_as_current_have_the_trainers_log_probs_and_older_ones_have_not(finished):
     """The proof that versions, and the places where they change, are right; before the kill and after it."""
-    older = []
-    assert any(len(row["token_versions"].unique()) > 1 for step in STEPS for row in finished.rows(step))
+    older, rows = [], [*all_rows(finished).values(), finished.rows("3_before")]
+    assert any(len(row["token_versions"].unique()) > 1 for of_step in rows for row in of_step)
     for step in STEPS:
         for row in finished.rows(step):
             assert len(row["token_versions"]) == len(row["responses"])

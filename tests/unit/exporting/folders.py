@@ -36,9 +36,7 @@ def write_checkpoint(folder, *, lora=False, settings=SETTINGS, base="Qwen/Qwen2.
     (actor / "model_world_size_1_rank_0.pt").write_bytes(b"weights")
     if lora:
         (actor / "lora_train_meta.json").write_text(json.dumps({"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"}))
-    checkpoint.write(
-        actor.parent, state={"step": 2, "settings": settings}, write_history=lambda _: None, include_verl=True
-    )
+    checkpoint.write(actor.parent, state={"step": 2, "settings": settings}, write_history=lambda _: None)
     return actor.parent
 
 

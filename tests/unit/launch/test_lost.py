@@ -68,6 +68,9 @@ def test_the_run_ends_as_one_of_which_a_process_died(folder, lost):
     running = stacks.processes_with(f"SOUP_TEST_MARK={folder}")
     (found,) = [pid for pid in running if re.search(command, command_line(pid))]
     os.kill(found, signal.SIGKILL)
-    assert process.wait(timeout=100) == run.DIED, (folder / "output").read_text()
-    last = (folder / "output").read_text().splitlines()[-1]
+    code, said = process.wait(timeout=100), (folder / "output").read_text()
+    if lost == "raylet" and code == 1 and "\nerror: " not in said:
+        return  # Ray was quicker, and ended the driver itself: a death without a word, which starts a run again, too
+    assert code == run.DIED, said
+    last = said.splitlines()[-1]
     assert last.startswith("error: ProcessDied: ") and re.search(expected, last)

@@ -294,6 +294,23 @@ def test_workers_of_our_trainers_are_for_fsdp(mixed_fraction):
     check_run(soup, run_config(actor_rollout_ref__actor__strategy="fsdp"))
 
 
+@pytest.mark.parametrize("mixed_fraction", [0, 0.5])
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        (
+            "actor_rollout_ref.actor.checkpoint.async_save",
+            "false: with it verl does not say which",
+        ),
+        ("trainer.remove_previous_ckpt_in_save", "false, or not there. Set trainer.max_actor_ckpt_to_keep=1."),
+    ],
+)
+def test_what_our_checkpoints_cannot_do_is_refused_with_every_mixed_fraction(mixed_fraction, key, expected):
+    soup = SoupConfig.parse({"mixed_fraction": mixed_fraction})
+    with pytest.raises(ConfigError, match=f"{key}=True: expected {expected}"):
+        check_run(soup, run_config(**{key.replace(".", "__"): True}))
+
+
 def test_verls_own_trainers_have_their_own_workers():
     megatron = {"actor_rollout_ref__actor__strategy": "megatron", MODE: "sync"}
     check_run(SoupConfig.parse({"mixed_fraction": 0}), run_config(**megatron))

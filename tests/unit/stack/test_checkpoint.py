@@ -8,7 +8,7 @@ from soup_verl.stack import checkpoint
 from soup_verl.stack.checkpoint import OtherFormat, TornCheckpoint
 
 
-def write(folder, *, include_verl=True, history=b"prefixes"):
+def write(folder, *, history=b"prefixes"):
     """A checkpoint as a run leaves it: verl's two files, then ours."""
     (folder / "actor").mkdir(parents=True, exist_ok=True)
     torch.save({"weight": torch.arange(100.0)}, folder / "actor" / "model.pt")
@@ -17,7 +17,6 @@ def write(folder, *, include_verl=True, history=b"prefixes"):
         folder,
         state={"step": checkpoint.step_of(folder), "settings": {"soup.seed": 0}},
         write_history=lambda f: (f / "history.bin").write_bytes(history),
-        include_verl=include_verl,
     )
     return folder
 
@@ -138,12 +137,6 @@ def test_the_format_that_is_written_is_the_one_that_is_read(saved):
     assert json.loads((saved / "soup" / "manifest.json").read_text())["format"] == checkpoint.FORMAT == 1
 
 
-def test_without_verls_files_their_damage_is_not_ours_to_judge(tmp_path):
-    folder = write(tmp_path / "global_step_1", include_verl=False)
-    drop_last_byte(folder / "actor" / "model.pt")
-    checkpoint.verify(folder)
-
-
 def test_an_interrupted_write_leaves_no_usable_checkpoint_and_does_not_hinder_the_next(tmp_path):
     folder = tmp_path / "global_step_2"
 
@@ -152,7 +145,7 @@ def test_an_interrupted_write_leaves_no_usable_checkpoint_and_does_not_hinder_th
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.write(folder, state={}, write_history=interrupted, include_verl=True)
+        checkpoint.write(folder, state={}, write_history=interrupted)
     assert not (folder / "soup").exists() and not (folder / "soup.partial").exists()
     with pytest.raises(TornCheckpoint, match="manifest.json"):
         checkpoint.verify(folder)

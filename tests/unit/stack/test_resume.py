@@ -22,7 +22,7 @@ def settings(folder, **changed):
 
 def save(folder):
     folder.mkdir(parents=True)
-    checkpoint.write(folder, state={"step": 1}, write_history=lambda _: None, include_verl=True)
+    checkpoint.write(folder, state={"step": 1}, write_history=lambda _: None)
     return folder
 
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -170,7 +169,7 @@ def mixing_trainer(source, soup=None, **config):
         _engine=SimpleNamespace(),
         actor_rollout_wg="workers",
         checkpoint_manager="checkpoint manager",
-        _rotation=Rotation(OmegaConf.create({}), Path(), until=0),
+        _rotation=Rotation(OmegaConf.create({}), written=[]),
         global_steps=4,
         config=OmegaConf.create(
             {

@@ -96,14 +96,14 @@ def test_a_run_that_dies_without_a_word_is_the_first_that_is_left(tmp_path, caps
 def test_a_run_that_does_not_move_on_is_ended_with_its_stacks_and_the_others_go_on(tmp_path, capsys):
     """It hangs in its second step, behind a run that shares its processes."""
     configs = configs_of(tmp_path, seeds=[0], grpo=(), bad=["soup.stall_minutes.rollout=0.02"], soup=())
+    (tmp_path / "bad-s0").mkdir()
+    stalls.Progress(tmp_path / "bad-s0").enter(stalls.Place("rollout", "rollout", 1))
 
     def hangs(stack):
         for config in stack:
             if config.trainer.experiment_name == "bad-s0":
                 folder = Path(config.trainer.default_local_dir)
-                deadline = time.monotonic() + 60
-                while stalls.read(folder) is None and time.monotonic() < deadline:  # until it is followed
-                    time.sleep(0.02)
+                assert stalls.read(folder) is None  # of an earlier call there was one
                 stalls.Progress(folder).enter(stalls.Place("rollout", "rollout", 2, waiting=3))
                 time.sleep(600)
             begin([config])
