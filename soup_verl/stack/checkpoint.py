@@ -166,8 +166,7 @@ def _archive_is_intact(path: Path) -> bool:
 
 
 def newest_intact(root: Path) -> tuple[Path | None, list[TornCheckpoint]]:
-    """The newest checkpoint under `root` that can be used, and the newer ones that had to be refused. Those of steps
-    after verl's newest are of a history that the run has left.
+    """The newest checkpoint under `root` that can be used, and the newer ones that had to be refused.
 
     Raises:
         OtherFormat: as `verify`, of any that is newer than the one that can be used.
@@ -176,6 +175,8 @@ def newest_intact(root: Path) -> tuple[Path | None, list[TornCheckpoint]]:
     newest = newest_step(root)
     for checkpoint in sorted(root.glob("global_step_*"), key=step_of, reverse=True):
         if newest is not None and step_of(checkpoint) > newest:
+            reason = f"{NEWEST} says {newest}: not written to its end, or of a history that the run has left"
+            refused.append(TornCheckpoint(checkpoint, reason))
             continue
         try:
             verify(checkpoint)

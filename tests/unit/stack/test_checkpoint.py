@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import pytest
@@ -212,6 +213,10 @@ def test_what_was_written_after_verls_newest_is_of_another_history(tmp_path):
     for step in (2, 4, 8):
         write(tmp_path / f"global_step_{step}")
     (tmp_path / checkpoint.NEWEST).write_text("4")
-    assert checkpoint.newest_intact(tmp_path) == (tmp_path / "global_step_4", [])
+    folder, (refused,) = checkpoint.newest_intact(tmp_path)
+    assert folder == tmp_path / "global_step_4"
+    assert re.search(
+        r"global_step_8: latest_checkpointed_iteration.txt says 4: not written to its end, or of", str(refused)
+    )
     (tmp_path / checkpoint.NEWEST).write_text("")  # verl was killed while it wrote
     assert checkpoint.newest_intact(tmp_path) == (tmp_path / "global_step_8", [])
