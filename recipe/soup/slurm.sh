@@ -9,6 +9,7 @@
 # soup.preflight_only=true.
 #   VENV          the environment (default: the one that is active, else .venv)
 #   HEAD_ADDRESS  the first node's address for Ray (default: its first one); RAY_PORT there (default 6379)
+#   GRACE         seconds that a run, or Ray, has to end when it is asked to (default 60)
 #   NAME, KEEP, STEPS ... are the run script's knobs; NNODES and GPUS come from Slurm
 # shellcheck disable=SC2329 # the traps call what it takes for unused
 #SBATCH --job-name=soup
@@ -42,9 +43,9 @@ unset ROCR_VISIBLE_DEVICES # Slurm may set it beside CUDA_VISIBLE_DEVICES, in ev
 run=
 ray_steps=()
 
-# end PID...: ask the processes to end, and after a minute make them. (Ray takes up to 30 s.)
+# end PID...: ask the processes to end, and after GRACE seconds make them. (Ray takes up to 30 s.)
 end() {
-  local deadline=$((SECONDS + 60))
+  local deadline=$((SECONDS + ${GRACE:-60}))
   kill "$@" 2>/dev/null || true
   while kill -0 "$@" 2>/dev/null && ((SECONDS < deadline)); do sleep 0.2; done
   kill -KILL "$@" 2>/dev/null || true

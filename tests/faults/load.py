@@ -1,10 +1,10 @@
 """Load: many prompts and sessions through the rollout manager of a real run; every sample once, memory flat.
 
-    python -m tests.faults.load --prompts 512 --n 16 --steps 20 --out runs/load
+    python -m tests.faults.load --prompts 512 --n 16 --steps 20 --out runs/load [KEY=VALUE ...]
 
 A model of 80 thousand parameters, so nearly all of a step is the work a sample costs on its way: agent loop, server,
 TransferQueue, trainer. Writes load.json: by step the number of samples and of different (prompt, session) pairs, the
-seconds, and the resident memory of every process by kind.
+seconds, the resident memory of every process by kind, and what the run has on disk.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import re
 import sys
 from collections import defaultdict
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
@@ -34,31 +35,47 @@ SETTLED = 3
 class Memory:
     """A fault for `tests.e2e.launch.execute` that does no harm: notes resident memory whenever a step's update begins.
 
-    `by_step` maps a step to {kind of process: MB of all processes of that kind}.
+    `by_step` maps a step to {kind of process: MB of all processes of that kind}, `disk` to the run's folder in MB.
     """
 
     def __init__(self) -> None:
         self.by_step: dict[int, dict[str, float]] = {}
+        self.disk: dict[int, float] = {}
 
     def __call__(self, folder: Path, driver: int) -> bool:
         file = folder / "stage"
         step, _, stage = file.read_text().partition(" ") if file.exists() else ("", "", "")
         if stage == "update" and int(step) not in self.by_step:
-            self.by_step[int(step)] = resident(folder)
+            self.by_step[int(step)] = resident(folder, driver)
+            self.disk[int(step)] = on_disk(folder)
         return False
 
 
-def resident(folder: Path) -> dict[str, float]:
-    """MB by kind of process."""
+def resident(folder: Path, supervisor: int) -> dict[str, float]:
+    """MB by kind of process; the driver has its supervisor's command line."""
     found: dict[str, float] = defaultdict(float)
     for pid in processes_with(f"SOUP_TEST_MARK={folder}"):
         kind = next((kind for kind, title in KINDS.items() if re.search(title, command_line(pid))), None)
+        if pid == supervisor:
+            kind = "supervisor"
         if kind is not None:
             try:
                 found[kind] += psutil.Process(pid).memory_info().rss / 1e6
             except psutil.Error:
                 continue
     return {kind: round(megabytes, 1) for kind, megabytes in found.items()}
+
+
+def on_disk(folder: Path) -> float:
+    """MB of the run's files, less the probe's own records."""
+    return round(sum(size_of(file) for file in folder.rglob("*") if file.parent.name != "steps") / 1e6, 2)
+
+
+def size_of(file: Path) -> int:
+    """Bytes; 0 for a folder, and for what has gone meanwhile."""
+    with suppress(FileNotFoundError):
+        return file.stat().st_size if file.is_file() else 0
+    return 0
 
 
 def make_prompts(made: Path, count: int) -> Path:
@@ -102,6 +119,7 @@ def report(run: Run, memory: Memory, *, prompts: int, n: int) -> list[dict]:
                 "mixed": sum(bool(row["prefix_mask"].any()) for row in rows),
                 "seconds": metrics["timing_s/step"],
                 "memory": memory.by_step.get(step, {}),
+                "disk": memory.disk.get(step),
             }
         )
     return found
@@ -142,15 +160,15 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=16)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     arguments = parser.parse_args()
     out, size = arguments.out.absolute(), {"prompts": arguments.prompts, "n": arguments.n}
     if not (out / "assets").exists():
         assets.make(out / "assets")
     memory = Memory()
     file = make_prompts(out / "assets", arguments.prompts)
-    run = launch(
-        out / "assets", out / "run", *settings(file, **size, steps=arguments.steps), fault=memory, limit=36_000
-    )
+    overrides = (*settings(file, **size, steps=arguments.steps), *arguments.overrides)
+    run = launch(out / "assets", out / "run", *overrides, fault=memory, limit=36_000)
     if run.code:
         sys.exit(f"load: the run failed, see {out / 'run'}:\n{run.output[-2000:]}")
     steps = report(run, memory, **size)

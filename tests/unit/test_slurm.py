@@ -32,9 +32,10 @@ SCONTROL = 'if [[ $1 == show ]]; then printf "%s\\n" n1 n2 n3 | head -n "$SLURM_
 
 
 class Job:
-    """A Slurm job whose run script is `body`; `active`: the environment that was active when it was submitted."""
+    """A Slurm job whose run script is `body`; `active`: the environment that was active when it was submitted, `knobs`:
+    the script's."""
 
-    def __init__(self, folder: Path, nodes: int, body: str, ray: str = RAY, active: str | None = None):
+    def __init__(self, folder: Path, nodes: int, body: str, ray: str = RAY, active: str | None = None, **knobs: str):
         self.commands = FakeCommands(folder / "bin")
         answers = {"srun": SRUN, "ray": ray, "scontrol": SCONTROL, "hostname": "echo 10.0.0.1 fe80::1"}
         for name, answer in answers.items():
@@ -56,6 +57,7 @@ class Job:
             LOG=str(self.commands.log),
             JOINED=str(folder / "joined"),
             **({"VIRTUAL_ENV": str(venv.parent)} if active else {}),
+            **knobs,
         )
         self.process = subprocess.Popen(
             ["bash", spooled, "run.sh", "trainer.save_freq=5"],
@@ -83,8 +85,8 @@ class Job:
 def job(tmp_path):
     made = []
 
-    def start(*arguments) -> Job:
-        made.append(Job(tmp_path, *arguments))
+    def start(*arguments, **knobs) -> Job:
+        made.append(Job(tmp_path, *arguments, **knobs))
         return made[-1]
 
     yield start
@@ -160,12 +162,13 @@ def test_a_refused_requeue_fails_the_job(job):
     assert code == 1 and "submit the same command again" in output
 
 
-@pytest.mark.e2e  # a minute of waiting
 def test_a_run_that_does_not_end_when_asked_is_made_to(job):
-    started = job(1, "trap '' TERM\n" + SAY + "while :; do sleep 0.1; done")
+    started = job(1, "trap '' TERM\n" + SAY + "while :; do sleep 0.1; done", GRACE="2")
     started.wait_for("run 10.0.0.1")
+    asked = time.monotonic()
     started.process.send_signal(signal.SIGUSR1)
     assert started.finish()[0] == 0
+    assert time.monotonic() - asked > 1  # whole seconds are counted
     assert started.calls()[-1] == "scontrol requeue 42"
 
 
