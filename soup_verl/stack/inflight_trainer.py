@@ -26,10 +26,11 @@ class InflightStages(SoupStages):
     """Mixin over verl's asynchronous trainers: a batch has prompts of several steps, and others are under way."""
 
     def _balance_batch(self, batch: KVBatchMeta, *args: Any, **kwargs: Any) -> KVBatchMeta:
-        """Prompts that were submitted in this step and before; others are under way. Those that verl took up from a
-        checkpoint come first, in the order it gives them."""
+        """Prompts that were submitted in this step and before; others are under way, or verl's buffer has dropped them.
+        Those that verl took up from a checkpoint come first, in the order it gives them."""
         here = dict.fromkeys(key.split("_")[0] for key in batch.keys)
-        under_way = {uid: place for uid, place in self._place_of_uid.items() if uid not in here}
+        known = self.replay_buffer.prompt_global_steps[batch.partition_id].keys() - here.keys()
+        under_way = {uid: place for uid, place in self._place_of_uid.items() if uid in known}
         in_order = [
             *(uid for uid in here if uid not in self._place_of_uid),
             *(u for u in self._place_of_uid if u in here),

@@ -8,6 +8,8 @@ from tensordict import TensorDict
 from verl.trainer.ppo.v1 import replay_buffer
 
 from soup_verl.stack.dynamic_sampling import NotingReplayBuffer
+from soup_verl.stack.inflight_trainer import SoupColocateAsyncTrainer
+from soup_verl.stack.trainer import SoupStages
 from tests.unit.stack.transfer_queue import Queue
 
 pytestmark = pytest.mark.contract
@@ -18,8 +20,8 @@ N = 2
 class Prompts(Queue):
     """Prompts, each with as many trajectories as it has rewards."""
 
-    def finish(self, uid, rewards):
-        self.kv_batch_put([uid], "train", tags=[{"is_prompt": True, "status": "finished", "global_steps": 1}])
+    def finish(self, uid, rewards, step=1):
+        self.kv_batch_put([uid], "train", tags=[{"is_prompt": True, "status": "finished", "global_steps": step}])
         scores = torch.nested.as_nested_tensor([torch.tensor([reward]) for reward in rewards], layout=torch.jagged)
         keys = [f"{uid}_{session}_0" for session in range(len(rewards))]
         fields = TensorDict({"rm_scores": scores}, batch_size=len(rewards))
@@ -93,3 +95,25 @@ def test_verl_hands_the_trainers_own_function_over_for_refills():
 
     source = SimpleNamespace(_next_train_batch=lambda n: ("batch", n), _submit_batch_to_rollout=lambda batch: batch)
     assert PPOTrainerSync._add_prompts_to_generate(source, 3) == ("batch", 3)
+
+
+def test_what_an_asynchronous_step_has_trained_on_or_dropped_is_forgotten_and_what_is_under_way_is_not(monkeypatch):
+    """Two prompts a step of which one is trained on; one that a second step begins without is dropped. `slow` is under
+    way all the while."""
+    queue = Prompts().stand_in(monkeypatch)
+    monkeypatch.setattr(SoupStages, "_balance_batch", lambda self, batch, *_, **__: batch)
+    buffer = replay_buffer.ReplayBufferAsync("colocate_async", None, 1, "drop", None, refill_fn=lambda count: None)
+    trainer = SoupColocateAsyncTrainer.__new__(SoupColocateAsyncTrainer)
+    trainer.replay_buffer, trainer._place_of_uid = buffer, {"slow": 0}
+    queue.kv_batch_put(["slow"], "train", tags=[{"is_prompt": True, "status": "running", "global_steps": 1}])
+    trained = []
+    for step in range(1, 5):
+        for uid in (f"a{step}", f"b{step}"):
+            trainer._place_of_uid[uid] = len(trainer._place_of_uid)
+            queue.finish(uid, (0.0, 1.0), step)
+        batch, _ = buffer.sample(step, "train", 1)
+        trained += {key.split("_")[0] for key in trainer._balance_batch(batch).keys}
+        queue.kv_clear(batch.keys, "train")
+        (other,) = {f"a{step}", f"b{step}"} - set(trained)
+        assert trainer._place_of_uid.keys() == {"slow", other}
+    assert len(trained) == 4 and set(queue.rows) == {"slow", other, *sessions(other)}

@@ -132,12 +132,13 @@ def test_a_checkpoint_engine_that_verl_does_not_know_is_refused_and_a_module_of_
 
 
 def test_rows_are_in_the_order_of_submission_and_prompts_under_way_keep_their_places(monkeypatch):
-    """a, b and c were submitted; a is still under way, and d comes from a checkpoint."""
+    """a, b, c and e were submitted; a is still under way, verl has dropped e, and d comes from a checkpoint."""
     seen = []
     monkeypatch.setattr(
         SoupStages, "_balance_batch", lambda self, batch, *_, **__: seen.append(dict(self._place_of_uid)) or batch
     )
-    made = trainer(_place_of_uid={"a": 0, "b": 1, "c": 2})
+    buffer = SimpleNamespace(prompt_global_steps={"train": dict.fromkeys("abcd", 1)})
+    made = trainer(_place_of_uid={"a": 0, "b": 1, "c": 2, "e": 3}, replay_buffer=buffer)
     keys = ["c_0_0", "d_0_0", "b_1_0", "b_0_0"]
     batch = KVBatchMeta(partition_id="train", keys=keys, tags=[{} for _ in keys])
     assert made._balance_batch(batch) is batch
