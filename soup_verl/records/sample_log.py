@@ -2,8 +2,8 @@
 
     trainer: choose rows -> record (decoded token by token) -> append        report: read
 
-Plain Python: lists in, dicts out. The key `sample` counts the responses of a step from 0. A step that a resumed run
-repeats is appended again, and `read` takes the last word.
+Plain Python: lists in, dicts out. The key `sample` counts the responses of a step from 0, over all of its mini-batches
+where verl samples them one by one. A step that a resumed run repeats is appended again, and `read` takes the last word.
 """
 
 from __future__ import annotations
@@ -34,17 +34,24 @@ def due(step: int, *, every: int, count: int) -> bool:
     return every > 0 and count > 0 and (step == 1 or step % every == 0)
 
 
-def choose(rows: Sequence[int], is_mixed: Sequence[bool], *, count: int, seed: int) -> list[int]:
-    """Up to `count` of `rows`, half of them mixed (the odd one too) as far as there are that many of both kinds.
+def numbers_of(part: int, parts: int, *, count: int) -> range:
+    """Which of a step's `count` responses come from mini-batch `part` (from 0) of `parts`: about as many from each."""
+    return range(count * part // parts, count * (part + 1) // parts)
+
+
+def choose(rows: Sequence[int], is_mixed: Sequence[bool], *, numbers: range, seed: int) -> list[int]:
+    """As many of `rows` as there are `numbers`, fewer where there are fewer. Of a step's responses half are mixed, those
+    with an even number, as far as there are that many of both kinds.
 
     Args:
         rows: the rows to choose from.
         is_mixed: of every row of the batch.
-        count: how many.
+        numbers: those of the responses among all that are chosen of the step.
         seed: the same seed chooses the same rows.
     """
     mixed, onpolicy = [r for r in rows if is_mixed[r]], [r for r in rows if not is_mixed[r]]
-    of_mixed = min(len(mixed), max((count + 1) // 2, count - len(onpolicy)))
+    count, even = len(numbers), sum(number % 2 == 0 for number in numbers)
+    of_mixed = min(len(mixed), max(even, count - len(onpolicy)))
     of_onpolicy = min(len(onpolicy), count - of_mixed)
     draw = random.Random(seed)
     return sorted(draw.sample(mixed, of_mixed)) + sorted(draw.sample(onpolicy, of_onpolicy))

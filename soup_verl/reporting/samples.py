@@ -47,7 +47,7 @@ def of_group(group: Group) -> tuple[int, str, list[SampleResponse]] | None:
 def shown(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """`SHOWN` of a step's records, both kinds as `sample_log.choose` would have them of so many."""
     is_mixed = [any(entry["prefix_mask"]) for entry in records]
-    return [records[i] for i in sample_log.choose(range(len(records)), is_mixed, count=SHOWN, seed=0)]
+    return [records[i] for i in sample_log.choose(range(len(records)), is_mixed, numbers=range(SHOWN), seed=0)]
 
 
 def response(entry: Mapping[str, Any]) -> SampleResponse:

@@ -212,13 +212,14 @@ def policy_responses(
 
 
 def sample_records(
-    batch: KVBatchMeta, stored: StoredBatch, rows: Sequence[int], *, decode: sample_log.Decode
+    batch: KVBatchMeta, stored: StoredBatch, rows: Sequence[int], *, first: int = 0, decode: sample_log.Decode
 ) -> list[dict[str, Any]]:
     """Some rows as `sample_log` writes them; only theirs are fetched.
 
     Args:
         batch, stored: the batch and what `read` gave for it.
         rows: which.
+        first: the number of the first among those recorded of the step.
         decode: token ids -> text.
     """
     data = stored.responses
@@ -239,7 +240,7 @@ def sample_records(
             current_log_probs=None if current is None else current[row].tolist(),
             decode=decode,
         )
-        for number, (row, prompt, answer, index) in enumerate(_texts(batch, rows))
+        for number, (row, prompt, answer, index) in enumerate(_texts(batch, rows), first)
     ]
 
 

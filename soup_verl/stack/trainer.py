@@ -263,9 +263,10 @@ class SoupStages(ExplainedValidation, DownSampling):
         if not sample_log.due(self.global_steps, every=settings.every, count=settings.count):
             return
         is_mixed = stored.responses.is_mixed.tolist()
-        rows = sample_log.choose(stored.real_rows, is_mixed, count=settings.count, seed=self.global_steps)
+        numbers = sample_log.numbers_of(self.local_trigger_step, self.parameter_sync_step, count=settings.count)
+        rows = sample_log.choose(stored.real_rows, is_mixed, numbers=numbers, seed=self.global_steps)
         decode = partial(self.tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        records = batches.sample_records(batch, stored, rows, decode=decode)
+        records = batches.sample_records(batch, stored, rows, first=numbers.start, decode=decode)
         sample_log.append(Path(self.config.trainer.default_local_dir), records)
 
     def _observe(self, batch: KVBatchMeta, stored: StoredBatch, metrics: dict) -> None:

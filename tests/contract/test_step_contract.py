@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from tensordict import NonTensorStack, TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1 import replay_buffer, trainer_base
@@ -114,6 +115,16 @@ def test_a_step_samples_balances_recomputes_log_probs_and_only_then_has_advantag
     trainer.step({}, {})
     assert [name for name, _ in events] == ["prepare_step", "sample", "on_sample_end", *names[:3], *last]
     assert batch.extra_info["temperature"] == config.actor_rollout_ref.rollout.temperature
+
+
+def test_a_step_counts_its_mini_batches_from_0(monkeypatch):
+    """By which the samples that are written of a step come from all of them."""
+    seen, trainer = [], recording([], OmegaConf.create({"data": {"train_batch_size": 6}}), prepare_step=None)
+    batch = KVBatchMeta(partition_id="train", keys=[], tags=[])
+    trainer._step_once = lambda metrics, timing, size: seen.append((trainer.local_trigger_step, size)) or batch
+    trainer.parameter_sync_step = 3
+    trainer.step({}, {})
+    assert seen == [(0, 2), (1, 2), (2, 2)]
 
 
 def test_a_batch_to_generate_is_taken_and_submitted():

@@ -65,15 +65,25 @@ def test_the_first_step_and_every_so_manieth(every, count, steps):
 )
 def test_half_are_mixed_as_far_as_there_are_both(mixed, onpolicy, count, of_mixed, of_onpolicy):
     is_mixed = [True] * mixed + [False] * onpolicy
-    rows = sample_log.choose(range(len(is_mixed)), is_mixed, count=count, seed=1)
+    rows = sample_log.choose(range(len(is_mixed)), is_mixed, numbers=range(count), seed=1)
     assert len(set(rows)) == len(rows)
     assert (sum(is_mixed[r] for r in rows), sum(not is_mixed[r] for r in rows)) == (of_mixed, of_onpolicy)
+
+
+@given(count=st.integers(0, 20), parts=st.integers(1, 9))
+def test_the_mini_batches_of_a_step_share_its_responses_and_half_of_all_are_mixed(count, parts):
+    shares = [sample_log.numbers_of(part, parts, count=count) for part in range(parts)]
+    assert [number for share in shares for number in share] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    is_mixed = [True, False] * 20
+    mixed = [is_mixed[r] for share in shares for r in sample_log.choose(range(40), is_mixed, numbers=share, seed=1)]
+    assert len(mixed) == count and sum(mixed) == (count + 1) // 2
 
 
 def test_only_the_given_rows_and_others_with_another_seed():
     is_mixed = [True, False] * 50
     rows = range(0, 100, 3)
-    chosen = [sample_log.choose(rows, is_mixed, count=5, seed=seed) for seed in (1, 1, 2)]
+    chosen = [sample_log.choose(rows, is_mixed, numbers=range(5), seed=seed) for seed in (1, 1, 2)]
     assert set(chosen[0]) <= set(rows)
     assert chosen[0] == chosen[1] != chosen[2]
 

@@ -390,7 +390,7 @@ def test_responses_without_log_probs_cannot_be_stored(stored):
 # ---- samples ----
 
 
-def sampled(stored, *, recomputed=True, rows=(1, 0)):
+def sampled(stored, *, recomputed=True, rows=(1, 0), first=0):
     batch, queue = stored(
         [
             row([5, 6, 2], index=4, prefix=[0], version=3, uid="a"),
@@ -402,7 +402,7 @@ def sampled(stored, *, recomputed=True, rows=(1, 0)):
     asked = []
     get = queue.kv_batch_get
     batches.tq.kv_batch_get = lambda **kwargs: asked.append(kwargs["keys"]) or get(**kwargs)
-    records = batches.sample_records(batch, data, rows, decode=str)
+    records = batches.sample_records(batch, data, rows, first=first, decode=str)
     return asked, records
 
 
@@ -414,6 +414,10 @@ def test_only_the_chosen_rows_are_fetched_and_recorded(stored):
     assert (first["sample"], first["index"], first["policy_version"], first["step"]) == (1, 4, 3, 6)
     assert first["prefix_mask"] == [1, 0, 0]
     assert first["ratio"] == pytest.approx([1.0, 0.778801, 0.606531])  # exp(-0.5 i + 0.25 i)
+
+
+def test_numbers_go_on_from_those_of_earlier_mini_batches(stored):
+    assert [record["sample"] for record in sampled(stored, first=3)[1]] == [3, 4]
 
 
 def test_without_recomputed_log_probs_a_sample_has_no_ratio(stored):

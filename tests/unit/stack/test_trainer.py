@@ -137,13 +137,18 @@ def test_verls_balancing_and_update_multiply_by_what_is_trained_on(monkeypatch, 
 # ---- samples ----
 
 
-@pytest.mark.parametrize(("step", "rows"), [(1, 2), (19, 0), (20, 2)])
-def test_a_few_real_rows_are_written_every_so_many_steps(monkeypatch, tmp_path, step, rows):
+@pytest.mark.parametrize(
+    ("step", "updates", "rows"),
+    [(1, 1, ["a0", "a1"]), (19, 1, []), (20, 1, ["a0", "a1"]), (20, 2, ["a0", "b1"])],
+)
+def test_a_few_real_rows_of_all_mini_batches_are_written_every_so_many_steps(
+    monkeypatch, tmp_path, step, updates, rows
+):
     asked = []
 
-    def records(batch, stored, rows, decode):
+    def records(batch, stored, rows, first, decode):
         asked.append((rows, decode([7])))
-        return [{"step": step, "sample": i, "row": row} for i, row in enumerate(rows)]
+        return [{"step": step, "sample": i, "row": f"{batch}{row}"} for i, row in enumerate(rows, first)]
 
     monkeypatch.setattr(batches, "sample_records", records)
     decode = lambda ids, skip_special_tokens, clean_up_tokenization_spaces: f"{ids}{skip_special_tokens}"  # noqa: E731
@@ -151,9 +156,11 @@ def test_a_few_real_rows_are_written_every_so_many_steps(monkeypatch, tmp_path, 
     instance.config.trainer.default_local_dir = str(tmp_path)
     instance.global_steps, instance.tokenizer = step, SimpleNamespace(decode=decode)
     responses = SimpleNamespace(is_mixed=torch.tensor([True, False, True]))
-    instance._log_samples("batch", SimpleNamespace(real_rows=[0, 1], responses=responses))
-    assert asked == ([([0, 1], "[7]False")] if rows else [])
-    assert [e["row"] for e in sample_log.read(tmp_path).get(step, [])] == list(range(rows))
+    instance.parameter_sync_step = updates
+    for instance.local_trigger_step, batch in zip(range(updates), "ab", strict=False):  # as verl's `step` does
+        instance._log_samples(batch, SimpleNamespace(real_rows=[0, 1], responses=responses))
+    assert [text for _, text in asked] == ["[7]False"] * (updates if rows else 0)
+    assert [e["row"] for e in sample_log.read(tmp_path).get(step, [])] == rows
 
 
 # ---- the history on disk ----
