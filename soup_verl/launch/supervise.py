@@ -27,6 +27,7 @@ from uuid import uuid4
 from omegaconf import DictConfig, OmegaConf
 
 from soup_verl.launch import run, stacks, stalls
+from soup_verl.launch.finished import FINISHED, is_finished
 from soup_verl.launch.preflight.provenance import RUN_FILE
 from soup_verl.launch.stalls import StallWatch
 from soup_verl.method.config import SoupConfig
@@ -44,7 +45,8 @@ REPORTED = 4
 
 @dataclass(frozen=True)
 class Ended:
-    """How an attempt ended: `lost` is what to say of a death or a stall, None if it was neither."""
+    """How an attempt ended: `lost` is what to say of a death or a stall, None if it was neither. The code is 0 if that
+    came when the run had finished."""
 
     code: int
     lost: str | None = None
@@ -85,7 +87,7 @@ class Supervisor:
                 lost = lost or f"RestartFailed: {self._said()}"
             stepped |= self._watch.stepped
             # Before its first step a run would fail again: what it needs is not there.
-            if lost is None or not stepped or restarts == self._soup.restarts:
+            if lost is None or not ended.code or not stepped or restarts == self._soup.restarts:
                 return 128 + self._stopped_by if ended.code and self._stopped_by else ended.code
             if self._stopped_by is None:
                 restarts += 1
@@ -116,7 +118,7 @@ class Supervisor:
         finally:
             self._driver = None
             answers.unlink(missing_ok=True)
-            if ended is None or ended.code:
+            if ended is None or ended.code or ended.lost:
                 stacks.end_all(f"{stacks.RUN}={mark}")
         return ended
 
@@ -146,9 +148,13 @@ class Supervisor:
 
     def _resume(self) -> None:
         """From the run's own newest checkpoint, whatever it began from; without one it begins as before."""
-        newest = self._folder / checkpoint.NEWEST
-        if newest.exists() and newest.stat().st_mtime > self._began:
+        if self._wrote(checkpoint.NEWEST):
             self._config.trainer.resume_mode = "auto"
+
+    def _wrote(self, name: str) -> bool:
+        """Whether a file in the run's folder is of this run, not of one before it."""
+        file = self._folder / name
+        return file.exists() and file.stat().st_mtime > self._began
 
     def _wait(self, driver: int, mark: str, answers: Path) -> Ended:
         while True:
@@ -164,7 +170,7 @@ class Supervisor:
         if code in (0, REPORTED):
             return Ended(min(code, 1))
         if code == run.DIED:  # it has said so itself
-            return Ended(1, self._said())
+            return self._lost(self._said(), told=True)
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code} and without a word"
         return self._lost(f"RunDied: the driver (process {driver}) ended {how}")
 
@@ -182,8 +188,13 @@ class Supervisor:
         os.waitpid(driver, 0)
         return self._lost(f"RunStalled: {stall}; {found}")
 
-    def _lost(self, line: str) -> Ended:
-        if self._stopped_by is None:
+    def _lost(self, line: str, *, told: bool = False) -> Ended:
+        """A death or a stall; `told` if the driver has reported it. The task runner notes the run's end when verl has
+        returned, behind the last checkpoint and the last metrics: nothing of the run is lost from there on."""
+        if self._wrote(FINISHED) and is_finished(self._config):
+            sys.stderr.write(f"soup: the run had finished, its files are whole; then {line}. It is left so\n")
+            return Ended(0, line)
+        if self._stopped_by is None and not told:
             sys.stderr.write(f"error: {line}\n")
         return Ended(1, line)
 

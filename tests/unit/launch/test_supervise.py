@@ -16,15 +16,19 @@ from soup_verl.launch import stacks
 RUN = """
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
+from types import SimpleNamespace
 from omegaconf import OmegaConf
 from soup_verl.launch import run, supervise
+from soup_verl.launch.finished import mark_finished
 from soup_verl.launch.stalls import Place, Progress
 from soup_verl.launch.watch import ProcessDied
 
 folder, each = Path(sys.argv[1]), json.loads(sys.argv[2])
 supervise.PERIOD, supervise.FIRST_PAUSE = 0.05, float(os.environ.get("PAUSE", 0.2))
 config = OmegaConf.create({
-    "trainer": {"default_local_dir": str(folder), "resume_mode": "disable"},
+    "trainer": {
+        "default_local_dir": str(folder), "resume_mode": "disable", "total_training_steps": 7, "total_epochs": 9
+    },
     "soup": {"restarts": 2, "stall_minutes": {"rollout": 0.1}, "preflight_only": False},
 })
 
@@ -41,6 +45,8 @@ def train(config):
         time.sleep(0.3)
     if "checkpoint" in what:
         (folder / "latest_checkpointed_iteration.txt").write_text("7")
+    if "finished" in what:
+        mark_finished(SimpleNamespace(config=config, global_steps=8))
     if "killed" in what:
         os.kill(os.getpid(), signal.SIGKILL)
     if "died" in what:
@@ -119,6 +125,27 @@ def test_a_death_starts_it_again_from_its_own_checkpoint_and_run_json_says_so(fo
         "fatal": "with exit code 1",
     }
     assert named[how] in restart["after"] and "soup_verl" not in restart["after"] and restart["newest_checkpoint"] == 7
+
+
+@pytest.mark.parametrize(
+    ("how", "named"),
+    [("killed", "by SIGKILL"), ("died", "WorkerDict died"), ("fatal", "with exit code 1"), ("stuck", "RunStalled: ")],
+)
+def test_a_death_or_a_stall_after_the_end_of_the_run_is_told_and_nothing_else(folder, how, named):
+    code, said = ended(folder, f"step checkpoint finished {how}", "step")
+    (line,) = said.splitlines()
+    assert code == 0 and line.startswith("soup: the run had finished, its files are whole; then ") and named in line
+    assert starts(folder) == ["disable"] and "restarts" not in json.loads((folder / "run.json").read_text())
+
+
+def test_an_error_that_is_reported_after_the_end_of_the_run_stays_one(folder):
+    assert ended(folder, "step finished error", "step")[0] == 1 and starts(folder) == ["disable"]
+
+
+def test_the_end_of_a_run_before_it_in_the_folder_is_not_its_own(folder):
+    assert ended(folder, "step finished")[0] == 0
+    (folder / "starts").unlink()
+    assert ended(folder, "step killed", "step")[0] == 0 and len(starts(folder)) == 2
 
 
 def test_without_a_checkpoint_of_its_own_it_begins_as_before(folder):
