@@ -170,14 +170,16 @@ def execute(
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
         )
-        while process.poll() is None and time.monotonic() - started < limit:
-            if fault is not None and fault(folder, process.pid):
-                fault = None
-            time.sleep(0.1)
-        if process.poll() is None:
-            process.terminate()
-            process.wait(timeout=30)
-            raise AssertionError(f"longer than {limit} s; its end:\n{log.read_text()[-3000:]}")
+        try:
+            while process.poll() is None and time.monotonic() - started < limit:
+                if fault is not None and fault(folder, process.pid):
+                    fault = None
+                time.sleep(0.1)
+            assert process.poll() is not None, f"longer than {limit} s; its end:\n{log.read_text()[-3000:]}"
+        finally:  # nothing is left of a fault that raises, either
+            if process.poll() is None:
+                process.terminate()
+                process.wait(timeout=60)
     return process.returncode, log.read_text()
 
 

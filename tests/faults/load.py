@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections import defaultdict
@@ -67,15 +68,14 @@ def resident(folder: Path, supervisor: int) -> dict[str, float]:
 
 
 def on_disk(folder: Path) -> float:
-    """MB of the run's files, less the probe's own records."""
-    return round(sum(size_of(file) for file in folder.rglob("*") if file.parent.name != "steps") / 1e6, 2)
-
-
-def size_of(file: Path) -> int:
-    """Bytes; 0 for a folder, and for what has gone meanwhile."""
-    with suppress(FileNotFoundError):
-        return file.stat().st_size if file.is_file() else 0
-    return 0
+    """MB of the run's files, less the probe's own records; the run removes checkpoints meanwhile."""
+    found = 0
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name != "steps"]
+        for name in files:
+            with suppress(FileNotFoundError):
+                found += (Path(place) / name).stat().st_size
+    return round(found / 1e6, 2)
 
 
 def make_prompts(made: Path, count: int) -> Path:
