@@ -89,10 +89,11 @@ def test_every_file_that_is_named_exists(document):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: str(d.relative_to(ROOT)))
-def test_a_page_with_python_commands_says_which_python(document):
+def test_a_page_with_python_commands_to_copy_says_which_python_or_links_to_where_it_is_said(document):
     text = document.read_text()
-    if re.search(r"(?<![\w/.-])python (-m|scripts/)", text):
-        assert "`source .venv/bin/activate`" in text
+    if re.search(r"^(?: {4})?python (-m|scripts/)", text, re.M):
+        assert "(../README.md#two-commands)" in text or "`source .venv/bin/activate`" in text
+    assert "`source .venv/bin/activate`" in README.read_text()
 
 
 def test_every_page_is_in_the_index():
