@@ -40,12 +40,14 @@ class StoredBatch:
         real_rows: those that are no padding.
         nested_response_mask: verl's jagged mask, which knows each row's length.
         turn_starts: for each row, where the turns after the first begin.
+        images: for each row, `images.images_key` of its prompt.
     """
 
     responses: StepBatch
     real_rows: list[int]
     nested_response_mask: Tensor
     turn_starts: list[list[int]]
+    images: list[str]
 
 
 def read(
@@ -93,7 +95,8 @@ def read(
         answers=[str(i.get("pred")) for i in info] if all("pred" in info[row] for row in real_rows) else None,
         cut_short=torch.tensor([f.get("cut_short", False) for f in facts]) if planned else None,
     )
-    return StoredBatch(responses, real_rows, nested, [f.get("turn_starts", []) for f in facts])
+    turn_starts, images = ([f.get(name, none) for f in facts] for name, none in (("turn_starts", []), ("images", "")))
+    return StoredBatch(responses, real_rows, nested, turn_starts, images)
 
 
 def write_trained_tokens(batch: KVBatchMeta, stored: StoredBatch, tokens: TrainedTokens) -> None:
@@ -195,7 +198,7 @@ def policy_responses(
         if own.any():
             responses.append(
                 PolicyResponse(
-                    token_key=token_key(index, prompt.tolist()),
+                    token_key=token_key(index, prompt.tolist(), stored.images[row]),
                     token_ids=answer[:length].numpy().astype(np.int32),
                     log_probs=log_probs[row, :length].float().numpy(),
                     policy_version=data.current_version,

@@ -9,8 +9,6 @@ rescored               -> the actor's forward pass, through TransferQueue
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +27,7 @@ from soup_verl.method.history import GroupPrefixes, PendingPrefixes, Prefix, Pro
 from soup_verl.method.mixing import MixingPlanner, SolvedRates
 from soup_verl.method.sections import ForgetConfig
 from soup_verl.stack.actor_worker import FORGET
+from soup_verl.stack.images import ActorPrompt, images_key, prompt_key, to_send
 from soup_verl.stack.prompt_stream import ReadAheadLoader
 from soup_verl.stack.rollout import token_key
 
@@ -36,21 +35,9 @@ CURRENT = "soup_current"
 """Name under which the actor keeps its own weights while it unlearns."""
 SCORES = "soup_scores"
 """TransferQueue partition of the prefixes that the actor is to score, and of the responses that it is to unlearn."""
-
-
-def prompt_key(raw_prompt: Any) -> str:
-    """A fingerprint of a prompt's chat messages, images by their pixels: the same in every process and run. Plans,
-    gates and groups of prefixes know a prompt by it; stored responses, whose tokens must fit, by `rollout.token_key`.
-    """
-    messages = [dict(m) for m in raw_prompt]
-    return hashlib.sha256(json.dumps(messages, sort_keys=True, default=_content).encode()).hexdigest()[:16]
-
-
-def _content(value: Any) -> list[str]:
-    """What tells an image, an array or bytes from another; its text may be an address in memory."""
-    content = value if isinstance(value, bytes) else value.tobytes()  # of PIL and numpy alike
-    form = (getattr(value, name, None) for name in ("mode", "size", "dtype", "shape"))
-    return [*map(str, form), hashlib.sha256(content).hexdigest()]
+IMAGES_AT_ONCE = 64
+"""Prompts with images whose prefixes the actor scores at once: what it reads of an image is larger than its pixels (8
+times for Qwen2-VL), and is there for every prefix."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +113,12 @@ class TrainerPolicyEngine:
         ]
 
     def token_keys(self, step: int) -> list[str]:
-        prompt_ids = self._prompt_ids(step)
-        indices = self._upcoming(step, "index")
-        return [token_key(index, ids) for index, ids in zip(indices, prompt_ids, strict=True)]
+        rows = self._rows(step)
+        prompt_ids = self.manager.prompt_ids(step, list(map(to_send, rows)))
+        return [
+            token_key(row["index"], ids, images_key(row["raw_prompt"]))
+            for row, ids in zip(rows, prompt_ids, strict=True)
+        ]
 
     def _place(self, step: int) -> tuple[int, int]:
         """The batch by which plan and seeds know the prompts of a step to come, and the first one's place in it."""
@@ -136,7 +126,8 @@ class TrainerPolicyEngine:
 
     def _request(self, step: int, plan: list[PromptPlan], **kwargs: Any) -> PendingPrefixes:
         batch, first = self._place(step)
-        return self.manager.request_prefixes(batch, self._rows(step), plan, first=first, **kwargs)
+        rows = list(map(to_send, self._rows(step)))
+        return self.manager.request_prefixes(batch, rows, plan, first=first, **kwargs)
 
     def _upcoming(self, step: int, column: str) -> list[Any]:
         """A column of the batch of a step to come, in batch order."""
@@ -151,9 +142,6 @@ class TrainerPolicyEngine:
         """The loader's batches that make up one of a step to come."""
         ahead = step - self.fetched_step - 1
         return self.loader.peek(ahead * self.fetches, (ahead + 1) * self.fetches)
-
-    def _prompt_ids(self, step: int) -> list[list[int]]:
-        return self.manager.prompt_ids(step, self._rows(step))
 
     # ---- sampling ----
 
@@ -175,19 +163,27 @@ class TrainerPolicyEngine:
         return self._request(step, plan, heads=heads)
 
     def rescored(self, step: int, groups: list[GroupPrefixes]) -> list[GroupPrefixes]:
-        places = [(i, s) for i, group in enumerate(groups) for s, p in group.by_session.items() if p.historical]
-        if self.rescoring is None or not places:
+        if self.rescoring is None or not _historical(groups):
             return groups
-        prompt_ids = self._prompt_ids(step)
-        rows = [(prompt_ids[i], groups[i].by_session[s]) for i, s in places]
+        rows = self._rows(step)
+        size = IMAGES_AT_ONCE if any(images_key(row["raw_prompt"]) for row in rows) else len(rows)
+        parts = [slice(start, start + size) for start in range(0, len(rows), size)]
+        return [group for part in parts for group in self._rescored(step, rows[part], groups[part])]
+
+    def _rescored(self, step: int, rows: list[dict[str, Any]], groups: list[GroupPrefixes]) -> list[GroupPrefixes]:
+        assert self.rescoring is not None
+        if not (places := _historical(groups)):
+            return groups
+        prompts = self.manager.actor_prompts(step, list(map(to_send, rows)))
+        prefixes = [(prompts[i], groups[i].by_session[s]) for i, s in places]
         scores = log_probs_of_actor(
             self.workers,
-            [(prompt, prefix.token_ids) for prompt, prefix in rows],
+            [(prompt, prefix.token_ids) for prompt, prefix in prefixes],
             temperature=self.rescoring.temperature,
             rows_a_rank=self.rescoring.rows_a_rank,
         )
         rescored = [GroupPrefixes(group.prompt_key, dict(group.by_session)) for group in groups]
-        for (i, session), (_, prefix), score in zip(places, rows, scores, strict=True):
+        for (i, session), (_, prefix), score in zip(places, prefixes, scores, strict=True):
             rescored[i].by_session[session] = _with_scores(prefix, score)
         return rescored
 
@@ -211,8 +207,8 @@ class TrainerPolicyEngine:
     @contextmanager
     def actor_unlearned(self, step: int, groups: list[GroupPrefixes], settings: ForgetConfig) -> Iterator[list[float]]:
         assert self.unlearning is not None
-        prompt_ids = self._prompt_ids(step)
-        rows = [(ids, p) for ids, g in zip(prompt_ids, groups, strict=True) for p in g.by_session.values()]
+        prompts = self.manager.actor_prompts(step, list(map(to_send, self._rows(step))))
+        rows = [(prompt, p) for prompt, g in zip(prompts, groups, strict=True) for p in g.by_session.values()]
         self.workers.save_model_to_cpu(CURRENT)
         yield unlearn_on_actor(self.workers, rows, settings=settings, how=self.unlearning)
         self.workers.restore_model_from_cpu(CURRENT)
@@ -232,6 +228,11 @@ class TrainerPolicyEngine:
         self.workers.read_kept_policies(str(folder), list(versions))
 
 
+def _historical(groups: Sequence[GroupPrefixes]) -> list[tuple[int, int]]:
+    """Place of the group and session of each prefix that has historical tokens."""
+    return [(i, s) for i, group in enumerate(groups) for s, p in group.by_session.items() if p.historical]
+
+
 def _with_scores(prefix: Prefix, scores: Sequence[float]) -> Prefix:
     """`prefix` with other log-probs on its historical tokens."""
     return replace(prefix, log_probs=prefix.log_probs[: prefix.head] + tuple(scores[prefix.head :]))
@@ -239,7 +240,7 @@ def _with_scores(prefix: Prefix, scores: Sequence[float]) -> Prefix:
 
 def log_probs_of_actor(
     worker_group: Any,
-    sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
+    sequences: Sequence[tuple[ActorPrompt, Sequence[int]]],
     *,
     temperature: float,
     rows_a_rank: int,
@@ -248,7 +249,7 @@ def log_probs_of_actor(
 
     Args:
         worker_group: verl's actor workers.
-        sequences: (prompt token ids, response token ids), at least one.
+        sequences: (prompt, response token ids), at least one.
         temperature: the sampling temperature.
         rows_a_rank: verl's micro-batch size, whose multiple each rank must get; short of it, the first row is repeated.
     """
@@ -263,7 +264,7 @@ def log_probs_of_actor(
 
 def unlearn_on_actor(
     worker_group: Any,
-    responses: Sequence[tuple[Sequence[int], Prefix]],
+    responses: Sequence[tuple[ActorPrompt, Prefix]],
     *,
     settings: ForgetConfig,
     how: Unlearning,
@@ -272,7 +273,7 @@ def unlearn_on_actor(
 
     Args:
         worker_group: verl's actor workers.
-        responses: (prompt token ids, response), at least one.
+        responses: (prompt, response), at least one.
     """
     rows = [
         _actor_fields(prompt, r.token_ids) | {"old_log_probs": torch.tensor(r.log_probs)} for prompt, r in responses
@@ -306,16 +307,16 @@ def _queued(
     tq.kv_clear(keys=keys, partition_id=SCORES)
 
 
-def _actor_fields(prompt: Sequence[int], response: Sequence[int]) -> dict[str, Any]:
+def _actor_fields(prompt: ActorPrompt, response: Sequence[int]) -> dict[str, Any]:
     """The fields verl's agent loop stores for a sequence, as far as a forward pass reads them."""
     mask = torch.ones(len(response), dtype=torch.int64)
-    ids = torch.tensor([*prompt, *response], dtype=torch.int64)
+    ids = torch.tensor([*prompt.token_ids, *response], dtype=torch.int64)
     return {
-        "prompts": ids[: len(prompt)],
-        "responses": ids[len(prompt) :],
+        "prompts": ids[: len(prompt.token_ids)],
+        "responses": ids[len(prompt.token_ids) :],
         "response_mask": mask,
         "loss_mask": mask,
         "input_ids": ids,
-        "position_ids": torch.arange(len(ids)),
-        "multi_modal_inputs": {},
+        "position_ids": prompt.positions_with(len(response)),
+        "multi_modal_inputs": prompt.multi_modal_inputs,
     }

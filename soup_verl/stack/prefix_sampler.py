@@ -30,9 +30,10 @@ class PrefixSampler:
     """Samples the historical tokens of some prompts, and the heads before them.
 
     Args:
-        client: verl's LLM client, `generate(request_id, prompt_ids=, sampling_params=, priority=)`.
+        client: verl's LLM client, `generate(request_id, prompt_ids=, sampling_params=, priority=)`, and whatever else
+            the row's agent loop gives it.
         opening_of: step and row of the data set -> what the row's agent loop asks first, `prompt_ids` and the sampling
-            parameters `params`, log-probs included.
+            parameters `params`, log-probs included; `media`, such as its images, goes with every request.
         response_length: budget of a response in tokens.
         eos_token_ids: tokens that end a response.
         seed: seed of every request; None leaves sampling to the engine.
@@ -138,7 +139,11 @@ class PrefixSampler:
         if self.seed is not None:
             params["seed"] = stable_seed(purpose, self.seed, step, place, session)
         output = await self.client.generate(
-            uuid4().hex, prompt_ids=[*opening.prompt_ids, *given], sampling_params=params, priority=PRIORITY
+            uuid4().hex,
+            prompt_ids=[*opening.prompt_ids, *given],
+            sampling_params=params,
+            priority=PRIORITY,
+            **opening.media,
         )
         assert output.log_probs is not None, "the rollout engine returned no log-probs"
         return output

@@ -17,10 +17,11 @@ from typing import Any
 from uuid import uuid4
 
 import ray
+import torch
 import transfer_queue as tq
 from omegaconf import DictConfig
 from verl.experimental.agent_loop import AgentLoopWorker
-from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
+from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput, register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.ppo.v1 import AgentLoopManagerTQ, AgentLoopWorkerTQ
 from verl.utils.config import omega_conf_to_dataclass
@@ -31,6 +32,7 @@ from soup_verl.method.history.prefixes import GroupPrefixes, Prefix, PromptPlan,
 from soup_verl.method.mixing import STREAM, PrefixRequest
 from soup_verl.method.sections import NEEDS_ONE_TURN, SINGLE_TURN
 from soup_verl.stack import inflight
+from soup_verl.stack.images import ActorPrompt, check_kinds
 from soup_verl.stack.prefix_sampler import PrefixSampler
 from soup_verl.stack.prompt_builder import fitting_model_type
 from soup_verl.stack.session import FirstRequest, Opening, Session, SessionClient, held, holding, refusal
@@ -39,6 +41,8 @@ from soup_verl.tasks.data.row_index import index_text
 
 GROUP_PREFIXES = "group_prefixes"
 """Batch field, one GroupPrefixes a prompt, on its way from the trainer to the agent loop."""
+IMAGES = "images_key"
+"""Batch field, of prompts with images: `images.images_key`."""
 ORDINAL = "ordinal"
 """Batch field of dynamic sampling: how many prompts were handed out before. Its seeds know a prompt by it."""
 
@@ -75,6 +79,7 @@ class SoupAgentLoopWorker(AgentLoopWorker):
         try:
             group: GroupPrefixes | None = kwargs.pop(GROUP_PREFIXES, None)
             ordinal: int | None = kwargs.pop(ORDINAL, None)
+            images: str = kwargs.pop(IMAGES, "")
             if not trajectory["validate"]:
                 self._check_agent(agent_name)
             place = (
@@ -89,6 +94,7 @@ class SoupAgentLoopWorker(AgentLoopWorker):
                 seed=None
                 if self._soup.sampling_seed is None
                 else (self._soup.sampling_seed, *place, kwargs["session_id"]),
+                images=images,
             )
             with holding(session), inflight.recorded_versions(self._soup.interrupted and not trajectory["validate"]):
                 await super()._run_agent_loop(sampling_params, trajectory, agent_name=agent_name, **kwargs)
@@ -174,14 +180,35 @@ class SoupAgentLoopWorker(AgentLoopWorker):
         """For each prompt, a row of the data set, the token ids it is answered from at `step`."""
         return [o.prompt_ids for o in await asyncio.gather(*(self._opening(step, prompt) for prompt in prompts))]
 
+    async def actor_prompts(self, step: int, prompts: Sequence[dict[str, Any]]) -> list[ActorPrompt]:
+        """The same, with what the actor's forward pass reads beside token ids."""
+        openings = await asyncio.gather(*(self._opening(step, prompt) for prompt in prompts))
+        return [self._actor_prompt(opening) for opening in openings]
+
+    def _actor_prompt(self, opening: FirstRequest) -> ActorPrompt:
+        """As verl makes it of a response, of a response without tokens."""
+        images, kwargs = opening.media.get("image_data"), opening.media.get("mm_processor_kwargs")
+        output = AgentLoopOutput(
+            prompt_ids=opening.prompt_ids,
+            response_ids=[],
+            response_mask=[],
+            multi_modal_data={"images": images} if images else {},
+            mm_processor_kwargs=kwargs,
+            metrics=AgentLoopMetrics(),
+        )
+        ids = torch.tensor([opening.prompt_ids], dtype=torch.int64)
+        inputs = self._compute_multi_modal_inputs(output, ids)
+        return ActorPrompt(
+            opening.prompt_ids, self._compute_position_ids(ids, torch.ones_like(ids), inputs).squeeze(0), inputs
+        )
+
     async def _opening(self, step: int, prompt: dict[str, Any]) -> FirstRequest:
         """What the prompt's agent loop asks first: the loop itself is run up to there.
 
         A prefix must follow the very token ids that its continuation will, with the tools' schemas and whatever else a
         loop puts there.
         """
-        if any(not isinstance(message["content"], str) for message in prompt["raw_prompt"]):
-            raise ValueError("a prompt holds more than text: expected text only. Set soup.mixed_fraction=0 for others.")
+        check_kinds(prompt["raw_prompt"])
         rollout = self.config.actor_rollout_ref.rollout
         params = {
             "temperature": rollout.temperature,
@@ -212,10 +239,11 @@ class SoupAgentLoopWorker(AgentLoopWorker):
         return with_eos(getattr(self.model_config.generation_config, "eos_token_id", None), self.tokenizer)
 
 
-def token_key(index: Any, token_ids: Sequence[int]) -> str:
-    """A prompt's data set index, of any kind, and a hash of its token ids: stable as long as both are. Stored responses
-    are found by it, because their tokens continue these very ones; plans and gates know a prompt by `prompt_key`."""
-    return f"{index_text(index)}:{prompt_hash(token_ids)}"
+def token_key(index: Any, token_ids: Sequence[int], images: str = "") -> str:
+    """A prompt's data set index, of any kind, `images_key` where it has images, and a hash of its token ids: stable as
+    long as these are. Stored responses are found by it, because their tokens continue these very ones; plans and gates
+    know a prompt by `prompt_key`."""
+    return ":".join([index_text(index), *([images] if images else []), prompt_hash(token_ids)])
 
 
 class PendingGroups:
@@ -275,6 +303,11 @@ class SoupAgentLoopManager(AgentLoopManagerTQ):
         """For each prompt, a row of the data set, the token ids it is answered from at `step`."""
         refs = [worker.prompt_ids.remote(step, prompts[part]) for worker, part in self._shares(len(prompts))]
         return [ids for share in ray.get(refs) for ids in share]
+
+    def actor_prompts(self, step: int, prompts: list[dict[str, Any]]) -> list[ActorPrompt]:
+        """The same, with what the actor's forward pass reads beside token ids."""
+        refs = [worker.actor_prompts.remote(step, prompts[part]) for worker, part in self._shares(len(prompts))]
+        return [prompt for share in ray.get(refs) for prompt in share]
 
     def _shares(self, prompts: int) -> list[tuple[Any, slice]]:
         """Each worker's part of a batch."""

@@ -27,7 +27,8 @@ from soup_verl.method.mixing import stable_seed
 from soup_verl.stack.prefix_sampler import LIMITS, with_limit
 
 FACTS = "soup"
-"""Entry of an output's `extra_fields`: `turn_starts` and `cut_short` of its session, where there is anything to say."""
+"""Entry of an output's `extra_fields`, where there is anything to say: `turn_starts`, `cut_short` and `images` of its
+session."""
 
 
 class MixedOutput(AgentLoopOutput):
@@ -49,10 +50,11 @@ class MixedOutput(AgentLoopOutput):
 class FirstRequest(BaseException):
     """Ends a loop that was run only to learn what it asks first. No `Exception`: loops may catch those."""
 
-    def __init__(self, prompt_ids: list[int], params: dict[str, Any]):
+    def __init__(self, prompt_ids: list[int], params: dict[str, Any], media: dict[str, Any]):
         super().__init__()
         self.prompt_ids = prompt_ids
         self.params = params
+        self.media = media  # what verl's client is given beside them: `image_data` and so on
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Session:
         prompt_length, response_length: the run's budgets in tokens; verl's server makes the limit of a request of them.
         prefix: what the response is to begin with; None for an on-policy response.
         seed: parts of the seed of its requests; None leaves sampling to the engine.
+        images: `images.images_key` of its prompt.
     """
 
     agent_name: str
@@ -80,8 +83,10 @@ class Session:
     response_length: int
     prefix: Prefix | None = None
     seed: tuple[Any, ...] | None = None
+    images: str = ""
     _requests: int = field(default=0, init=False)
     _prompt: list[int] | None = field(default=None, init=False)
+    _shown: int = field(default=0, init=False)
     _starts: list[int] = field(default_factory=list, init=False)
     _given: list[Turn] = field(default_factory=list, init=False)
 
@@ -92,19 +97,22 @@ class Session:
             return params
         return params | {"seed": stable_seed("response", *self.seed, *([number] if number else []))}
 
-    def next_turn(self, prompt_ids: Sequence[int]) -> Turn | None:
-        """The turn to hand out to a request with these token ids; None leaves it to the engine.
+    def next_turn(self, prompt_ids: Sequence[int], shown: int = 0) -> Turn | None:
+        """The turn to hand out to a request with these token ids and so many images; None leaves it to the engine.
 
         Requests that do not continue the first one's conversation, such as a loop's own summaries, are none of ours.
+        A tool that answers with an image ends history: token ids do not say whether it is the same one.
         """
         prompt_ids = list(prompt_ids)
         if self._prompt is None:
-            self._prompt = prompt_ids
+            self._prompt, self._shown = prompt_ids, shown
         start, number = len(prompt_ids) - len(self._prompt), len(self._starts)
         if prompt_ids[: len(self._prompt)] != self._prompt:
             return None
         self._starts.append(start)
         if self.prefix is None or number != len(self._given) or number >= len(self.prefix.turns):
+            return None
+        if shown != self._shown:
             return None
         turn = self.prefix.turns[number]
         known = self.prefix.prompt_hash in ("", prompt_hash(self._prompt))
@@ -136,6 +144,7 @@ class Session:
         facts = {
             "turn_starts": [s for s in sorted(set(self._starts)) if 0 < s < len(mask)],
             "cut_short": self.cut_short,
+            **({"images": self.images} if self.images else {}),
         }
         if any(facts.values()):
             output.extra_fields[FACTS] = facts
@@ -205,9 +214,11 @@ class SessionClient:
         """As `LLMServerClient.generate`; the token ids and log-probs returned begin with those of the prefix's turn."""
         session, turn = held(), None
         if isinstance(session, Opening):
-            raise FirstRequest(list(prompt_ids), sampling_params)
+            media = {name: value for name, value in kwargs.items() if name != "priority" and value is not None}
+            raise FirstRequest(list(prompt_ids), sampling_params, media)
         if session is not None:
-            turn, sampling_params = session.next_turn(prompt_ids), session.params(sampling_params)
+            turn = session.next_turn(prompt_ids, len(kwargs.get("image_data") or ()))
+            sampling_params = session.params(sampling_params)
         if session is None or turn is None:
             return await self.client.generate(
                 request_id, prompt_ids=prompt_ids, sampling_params=sampling_params, **kwargs

@@ -54,9 +54,10 @@ from soup_verl.stack.actor_worker import IN_LOSS, MEASURED_PREFIX, SUM_PREFIX, S
 from soup_verl.stack.batch import StoredBatch, items
 from soup_verl.stack.down_sampling import DownSampling
 from soup_verl.stack.dynamic_sampling import DynamicPolicyEngine, NotingReplayBuffer
-from soup_verl.stack.policy_engine import Rescoring, TrainerPolicyEngine, Unlearning, prompt_key
+from soup_verl.stack.images import images_key, prompt_key
+from soup_verl.stack.policy_engine import Rescoring, TrainerPolicyEngine, Unlearning
 from soup_verl.stack.prompt_stream import ReadAheadLoader
-from soup_verl.stack.rollout import GROUP_PREFIXES, ORDINAL
+from soup_verl.stack.rollout import GROUP_PREFIXES, IMAGES, ORDINAL
 from soup_verl.stack.validation import ExplainedValidation
 
 logger = logging.getLogger(__name__)
@@ -166,8 +167,10 @@ class SoupStages(ExplainedValidation, DownSampling):
         if self._source is None:
             return batch
         self._engine.fetched_step = self.global_steps
-        keys = [prompt_key(raw) for raw in items(batch["raw_prompt"])]
+        keys, images = ([key(raw) for raw in items(batch["raw_prompt"])] for key in (prompt_key, images_key))
         self._key_of_uid |= zip(items(batch["uid"]), keys, strict=True)
+        if any(images):
+            batch[IMAGES] = NonTensorStack(*map(NonTensorData, images))
         if self._blocks:
             ordinals = range(self._blocks.handed - len(keys), self._blocks.handed)
             batch[ORDINAL] = NonTensorStack(*map(NonTensorData, ordinals))

@@ -11,6 +11,7 @@ from verl.utils import tensordict_utils as tu
 
 from soup_verl.acceptance.weights import STRATEGIES
 from soup_verl.stack.actor_worker import unlearning_loss_of_micro_batch
+from soup_verl.stack.images import ActorPrompt
 from soup_verl.stack.policy_engine import _actor_fields
 from tests.contract.verl_worker import worker_of, wrong_on
 
@@ -105,7 +106,10 @@ def _scores(worker) -> torch.Tensor:
 
 def _batch():
     data = tu.list_of_dict_to_tensordict(
-        [_actor_fields(*row) | {"old_log_probs": torch.full((len(row[1]),), -5.0)} for row in ROWS]
+        [
+            _actor_fields(ActorPrompt.of_text(prompt), response) | {"old_log_probs": torch.full((len(response),), -5.0)}
+            for prompt, response in ROWS
+        ]
     )
     tu.assign_non_tensor(data, temperature=1.0, calculate_entropy=False, compute_loss=False)
     return data

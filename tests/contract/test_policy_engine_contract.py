@@ -20,6 +20,7 @@ from verl.workers.utils.padding import response_from_nested
 
 from soup_verl.method.step import InLoss
 from soup_verl.stack.actor_worker import IN_LOSS
+from soup_verl.stack.images import ActorPrompt
 from soup_verl.stack.policy_engine import _actor_fields
 from tests.unit import preflight_files as files
 
@@ -107,7 +108,7 @@ def test_without_dynamic_batches_each_rank_needs_a_multiple_of_the_micro_batch_s
 
 
 def test_a_sequence_has_the_fields_verls_agent_loop_gives_it():
-    rows = [_actor_fields([1, 2], [5, 6, 7]), _actor_fields([3], [9])]
+    rows = [_actor_fields(ActorPrompt.of_text(p), r) for p, r in (([1, 2], [5, 6, 7]), ([3], [9]))]
     fields = tu.list_of_dict_to_tensordict(rows)
     assert len(fields) == 2
     for name in ("prompts", "responses", "response_mask", "loss_mask", "input_ids", "position_ids"):

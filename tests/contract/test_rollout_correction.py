@@ -52,7 +52,7 @@ def written(monkeypatch, objective):
         answers=None,
     )
     stored = batches.StoredBatch(
-        responses, [0, 1], torch.nested.as_nested_tensor(lengths, layout=torch.jagged), [[], []]
+        responses, [0, 1], torch.nested.as_nested_tensor(lengths, layout=torch.jagged), [[], []], ["", ""]
     )
     batch = KVBatchMeta(partition_id="train", keys=["u_0_0", "u_1_0"], tags=[{}, {}])
     tokens, _ = trained_tokens(responses, SoupConfig(prefix_objective=objective))

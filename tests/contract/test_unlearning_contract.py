@@ -13,6 +13,7 @@ from soup_verl.acceptance.weights import STRATEGIES
 from soup_verl.method import core_algos
 from soup_verl.method.sections import ForgetConfig
 from soup_verl.stack.actor_worker import FORGET, unlearning_loss_of_micro_batch
+from soup_verl.stack.images import ActorPrompt
 from soup_verl.stack.policy_engine import CURRENT, _actor_fields
 from tests.contract.verl_worker import exported, worker_of, wrong_on
 
@@ -87,7 +88,7 @@ def _batch(old, rows: slice):
     """This rank's rows as the driver sends them; the last of all is padding."""
     fields = []
     for (prompt, response), log_probs in list(zip(ROWS, old, strict=True))[rows]:
-        row = _actor_fields(prompt, response) | {"old_log_probs": log_probs}
+        row = _actor_fields(ActorPrompt.of_text(prompt), response) | {"old_log_probs": log_probs}
         if (prompt, response) == ROWS[-1]:
             row["response_mask"] = row["loss_mask"] = torch.zeros_like(row["loss_mask"])
         fields.append(row)

@@ -72,11 +72,12 @@ def share_prompts(input_ids: Any, prompt_lengths: Tensor) -> Layout:
 
 def is_possible(module: torch.nn.Module) -> bool:
     """Whether a transformers model sees nothing of other tokens but through this package's attention, without a window,
-    and can be asked for some logits only."""
+    can be asked for some logits only, and tells prompts apart by their tokens: those with images it does not."""
     config: Any = module.config
     layers = getattr(config, "layer_types", None) or ["full_attention"]
     return (
         config._attn_implementation == "sdpa"
+        and getattr(config, "vision_config", None) is None
         and set(layers) == {"full_attention"}
         and not (getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True))
         and "logits_to_keep" in inspect.signature(module.forward).parameters

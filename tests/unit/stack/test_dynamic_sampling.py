@@ -14,7 +14,8 @@ from soup_verl.method.history import GroupPrefixes, Prefix, PrefixSource, Prompt
 from soup_verl.method.mixing import STREAM, MixingPlanner, Schedule, SolvedRates
 from soup_verl.stack.batch import items
 from soup_verl.stack.dynamic_sampling import DynamicPolicyEngine
-from soup_verl.stack.policy_engine import Rescoring, prompt_key
+from soup_verl.stack.images import prompt_key
+from soup_verl.stack.policy_engine import Rescoring
 from soup_verl.stack.prompt_stream import ReadAheadLoader
 from soup_verl.stack.rollout import GROUP_PREFIXES, ORDINAL, SoupAgentLoopWorker
 from soup_verl.stack.session import held
@@ -75,7 +76,7 @@ def test_a_prompt_that_was_handed_out_meanwhile_is_not_scored(monkeypatch):
     scored = []
 
     def score(workers, rows, **_):
-        scored.extend(prompt[1] for prompt, _ in rows)
+        scored.extend(prompt.token_ids[1] for prompt, _ in rows)
         return [[-0.25]] * len(rows)
 
     monkeypatch.setattr("soup_verl.stack.policy_engine.log_probs_of_actor", score)

@@ -14,13 +14,13 @@ from soup_verl.method.mixing import MixingPlanner, PrefixRequest, Schedule, Solv
 from soup_verl.method.sections import ForgetConfig
 from soup_verl.stack import policy_engine
 from soup_verl.stack.actor_worker import FORGET, SoupActorWorker
+from soup_verl.stack.images import ActorPrompt, prompt_key
 from soup_verl.stack.policy_engine import (
     SCORES,
     Rescoring,
     TrainerPolicyEngine,
     Unlearning,
     log_probs_of_actor,
-    prompt_key,
 )
 from soup_verl.stack.prompt_stream import ReadAheadLoader
 from soup_verl.stack.rollout import SoupAgentLoopManager, token_key
@@ -81,6 +81,9 @@ class Manager:
     def prompt_ids(self, step, prompts):
         assert prompts, "nobody is asked for no prompts: the real manager has no shares of them"
         return [[1, int(p["raw_prompt"][0]["content"])] for p in prompts]
+
+    def actor_prompts(self, step, prompts):
+        return [ActorPrompt.of_text(ids) for ids in self.prompt_ids(step, prompts)]
 
     def request_prefixes(self, step, prompts, plan, **kwargs):
         inspect.signature(SoupAgentLoopManager.request_prefixes).bind(None, step, prompts, plan, **kwargs)
@@ -204,7 +207,9 @@ def test_historical_tokens_get_the_actors_log_probs_and_heads_keep_theirs(monkey
 
     monkeypatch.setattr(policy_engine, "log_probs_of_actor", log_probs)
     rescored = engine_of(rescoring=Rescoring(0.7, 3)).rescored(2, GROUPS)
-    assert asked == [("actor", [([1, 2], (5, 6, 7)), ([1, 3], (9, 4))], 0.7, 3)]
+    ((workers, sequences, *how),) = asked
+    assert (workers, how) == ("actor", [0.7, 3])
+    assert [(prompt.token_ids, ids) for prompt, ids in sequences] == [([1, 2], (5, 6, 7)), ([1, 3], (9, 4))]
     assert rescored == [
         GroupPrefixes("p", {1: Prefix((5, 6, 7), (-0.5, -12.0, -13.0), 4, head=1), 2: GROUPS[0].by_session[2]}),
         GroupPrefixes("q", {3: Prefix((9, 4), (-21.0, -22.0), 4)}),
@@ -249,7 +254,7 @@ class Scorer:
 @pytest.mark.parametrize(("ranks", "rows_a_rank", "rows"), [(1, 1, 3), (2, 1, 4), (4, 1, 4), (2, 3, 6), (1, 32, 32)])
 def test_the_actor_scores_response_tokens_only_and_the_queue_is_left_empty(monkeypatch, ranks, rows_a_rank, rows):
     scorer = Scorer(monkeypatch, ranks)
-    sequences = [([1, 2], (5, 6, 7)), ([3], (9,)), ([1, 2, 3, 4], (8, 8))]
+    sequences = [(ActorPrompt.of_text(p), r) for p, r in (([1, 2], (5, 6, 7)), ([3], (9,)), ([1, 2, 3, 4], (8, 8)))]
     scores = log_probs_of_actor(scorer, sequences, temperature=0.7, rows_a_rank=rows_a_rank)
     expected = [[-5.02, -6.03, -7.04], [-9.01], [-8.04, -8.05]]
     assert [pytest.approx(row) for row in expected] == scores

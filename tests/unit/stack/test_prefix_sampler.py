@@ -74,14 +74,15 @@ class Client:
     says: list = field(default_factory=list)
     requests: list = field(default_factory=list)
 
-    async def generate(self, request_id, *, prompt_ids, sampling_params, priority):
+    async def generate(self, request_id, *, prompt_ids, sampling_params, priority, **media):
         assert request_id not in {r.id for r in self.requests}, "every request needs its own id"
         limit = sampling_params["max_tokens"]
         assert limit == tokens_allowed(prompt_ids, sampling_params, prompt_length=2, response_length=16), "no room"
         scripted = self.says.pop(0) if self.says else list(range(20, 20 + limit))
         assert 0 < len(scripted) <= limit, "the script is longer than what was asked for"
         assert priority > 0, "the step's own responses have verl's 0 and would not go first"
-        self.requests.append(SimpleNamespace(id=request_id, prompt_ids=prompt_ids, params=sampling_params))
+        request = {"prompt_ids": prompt_ids, "params": sampling_params, "media": media}
+        self.requests.append(SimpleNamespace(id=request_id, **request))
         for _ in range(9 - len(self.requests)):
             await asyncio.sleep(0)
         log_probs = [-token / 100 for token in scripted]
@@ -89,12 +90,13 @@ class Client:
 
 
 ASKED = prompt_hash([10, 11])
+MEDIA = {"image_data": ["an image"]}
 
 
 def sampler_of(client, *, seed=None, response_length=16):
     async def opening_of(step, prompt):
         assert step == 3 and prompt is CHAT
-        return SimpleNamespace(prompt_ids=[10, 11], params=PARAMS)
+        return SimpleNamespace(prompt_ids=[10, 11], params=PARAMS, media=MEDIA)
 
     return PrefixSampler(
         client=client,
@@ -123,6 +125,7 @@ def test_a_prefix_follows_the_prompt_and_has_the_engines_version():
     assert found == {2: Prefix((20, 21, 22), (-0.2, -0.21, -0.22), 6, prompt_hash=ASKED)}
     (request,) = client.requests
     assert request.prompt_ids == [10, 11] and request.params == {**PARAMS, "max_tokens": 3}
+    assert request.media == MEDIA
     assert PARAMS == {"temperature": 0.7, "logprobs": True}
 
 
@@ -274,13 +277,11 @@ def test_no_prefix_exceeds_the_budget_or_hides_an_end_token(position, head_says,
             super().__init__()
             self.script = script
 
-        async def generate(self, request_id, *, prompt_ids, sampling_params, priority):
+        async def generate(self, request_id, *, sampling_params, **rest):
             ids = self.script[: sampling_params["max_tokens"]]
             ids = ids[: ids.index(EOS) + 1] if EOS in ids else ids
             self.says = [ids]
-            return await super().generate(
-                request_id, prompt_ids=prompt_ids, sampling_params=sampling_params, priority=priority
-            )
+            return await super().generate(request_id, sampling_params=sampling_params, **rest)
 
     planner = MixingPlanner(seed, 4, Schedule(0.5), 1, Schedule(high), position=position)
     requests = planner.plan_prompt(step=3, place=1)

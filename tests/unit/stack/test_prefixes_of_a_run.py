@@ -23,8 +23,9 @@ from soup_verl.method.history.prefixes import prompt_hash
 from soup_verl.method.mixing import UNLEARNED, SolvedRates
 from soup_verl.method.step import plan_of_run
 from soup_verl.stack.dynamic_sampling import DynamicPolicyEngine
+from soup_verl.stack.images import prompt_key
 from soup_verl.stack.kept_policies import KeptPolicies
-from soup_verl.stack.policy_engine import SCORES, Rescoring, TrainerPolicyEngine, Unlearning, prompt_key
+from soup_verl.stack.policy_engine import SCORES, Rescoring, TrainerPolicyEngine, Unlearning
 from soup_verl.stack.prefix_sampler import PrefixSampler
 from soup_verl.stack.prompt_stream import ReadAheadLoader
 from soup_verl.stack.rollout import SoupAgentLoopManager, SoupAgentLoopWorker, token_key
@@ -120,12 +121,13 @@ class Worker(SoupAgentLoopWorker):
 
     def __init__(self, run):
         self.run = run
-        methods = {"sample_share": super().sample_share, "prompt_ids": super().prompt_ids}
+        methods = {"sample_share": super().sample_share, "actor_prompts": super().actor_prompts}
         for name, method in methods.items():
             setattr(self, name, SimpleNamespace(remote=lambda *args, method=method: asyncio.run(method(*args))))
 
     async def _opening(self, step, prompt):
-        return SimpleNamespace(prompt_ids=[1, 10 + int(prompt["raw_prompt"][0]["content"])], params={"logprobs": True})
+        ids = [1, 10 + int(prompt["raw_prompt"][0]["content"])]
+        return SimpleNamespace(prompt_ids=ids, params={"logprobs": True}, media={})
 
     def _prefix_sampler(self):
         return PrefixSampler(self.run, self._opening, RESPONSE, frozenset({EOS}), 0)

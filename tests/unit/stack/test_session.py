@@ -117,8 +117,10 @@ def test_other_things_of_verls_client_are_there():
 def test_an_opening_ends_with_what_was_asked_first():
     client = FakeClient()
     with pytest.raises(FirstRequest) as asked:
-        ask(Opening("some_agent"), (10, 11), {"stop_token_ids": [7]}, client=client)
+        given = {"image_data": ["an image"], "audio_data": None, "priority": 0}
+        ask(Opening("some_agent"), (10, 11), {"stop_token_ids": [7]}, client=client, **given)
     assert (asked.value.prompt_ids, asked.value.params) == ([10, 11], {"stop_token_ids": [7]})
+    assert asked.value.media == {"image_data": ["an image"]}
     assert client.requests == [] and not isinstance(asked.value, Exception)  # which a loop may catch
 
 
