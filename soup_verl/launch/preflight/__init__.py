@@ -2,7 +2,8 @@
 
 start                 writes config.yaml and run.json, shows the report, refuses what is certain to fail
   look_at_model       configuration, parameter count, tokenizer, chat template      -> model.py
-  look_at_data        columns, every row, rendered prompts, steps                   -> data, files, rows
+  look_at_data        columns, every row, rendered prompts, steps                   -> data, files, rows,
+                                                                                       images
   gold_findings       the reward function, called on golds                          -> golds.py
   report              those two, and versions, GPUs, batches, tokens, loggers,      -> provenance, layout, loggers,
                       memory, disk                                                     memory
@@ -63,7 +64,7 @@ def preflight(config: DictConfig, hardware: Hardware) -> Report:
     started = time.monotonic()
     run = settings_of(config)
     model = look_at_model(run)
-    data = look_at_data(run, model.tokenizer, model.model_type)
+    data = look_at_data(run, model.tokenizer, model.model_type, model.processor)
     data = replace(data, findings=[*data.findings, *gold_findings(run, data.splits)])
     found = report(config, run, hardware, model, data)
     return Report(found.findings, found.prompts, time.monotonic() - started)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from soup_verl.launch.preflight.files import AGENT_COLUMN, SAMPLED_ROWS, Split, read_split
+from soup_verl.launch.preflight.images import media_findings
 from soup_verl.launch.preflight.report import NO, Finding, judged, refused
 from soup_verl.launch.preflight.rows import row_findings
 from soup_verl.launch.preflight.run_settings import ROLLOUT, RunSettings
@@ -36,12 +37,13 @@ class Data:
     splits: Mapping[str, Split] = field(default_factory=dict)
 
 
-def look_at_data(run: RunSettings, tokenizer: Any, model_type: str | None = None) -> Data:
+def look_at_data(run: RunSettings, tokenizer: Any, model_type: str | None = None, processor: Any = None) -> Data:
     """Read both splits.
 
     Args:
         tokenizer: one with a chat template; None leaves prompts alone.
         model_type: by which verl's prompt builder is chosen.
+        processor: of a model that takes images.
     """
     findings: list[Finding] = []
     prompts: list[str] = []
@@ -49,7 +51,7 @@ def look_at_data(run: RunSettings, tokenizer: Any, model_type: str | None = None
     builder = None
     if tokenizer is not None:
         template_args = run.get("data.apply_chat_template_kwargs", {})
-        builder = prompt_builder(tokenizer, model_type=model_type, template_args=template_args)
+        builder = prompt_builder(tokenizer, model_type=model_type, template_args=template_args, processor=processor)
     steps = run.get("trainer.total_training_steps", 0)
     for split in SAMPLED_ROWS:
         try:
@@ -69,6 +71,7 @@ def look_at_data(run: RunSettings, tokenizer: Any, model_type: str | None = None
             dropped, texts = _look_at_prompts(run, split, found, builder, findings)
         if split == "train":
             findings += _agent_findings(run, found)
+            findings += media_findings(run, found, processor)
             prompts = texts
             batches = _batches(run, found.rows, dropped)
             steps = steps_of_run(run, batches)

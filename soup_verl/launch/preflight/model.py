@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ class Model:
     shape: ModelShape | None = None
     tokenizer: Any = None  # only one that has a chat template
     model_type: str | None = None  # by which verl's prompt builder is chosen
+    processor: Any = None  # of a model that takes images
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -46,7 +48,10 @@ def look_at_model(run: RunSettings) -> Model:
         model.findings += tokenizer_findings(path, tokenizer, stops, getattr(config, "vocab_size", 0))
         model.tokenizer = tokenizer if tokenizer.chat_template else None
         of_model = getattr(config, "model_type", None)
-        model.model_type = fitting_model_type(of_model, tokenizer)
+        if getattr(config, "vision_config", None) is not None:
+            model.processor, finding = _read_processor(run, _source(path))
+            model.findings.append(finding)
+        model.model_type = fitting_model_type(of_model, tokenizer, model.processor)
         model.findings.append(_builder_finding(of_model, model.model_type))
     return model
 
@@ -89,13 +94,27 @@ def _read_tokenizer(run: RunSettings, source: str) -> Any:
     return tokenizer
 
 
+def _read_processor(run: RunSettings, source: str) -> tuple[Any, Finding]:
+    """verl's processor of images, None with verl's reason where it has none."""
+    from verl.utils.tokenizer import hf_processor
+
+    source = run.get(f"{MODEL}.tokenizer_path", source)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = hf_processor(source, trust_remote_code=run.get(f"{MODEL}.trust_remote_code", False))
+    reasons = [str(w.message).splitlines()[0][:200] for w in said if "create processor" in str(w.message)]
+    have = type(found).__name__ if found is not None else "; ".join(reasons) or "none"
+    return found, judged(TOPIC, "processor", found is not None, need="one that verl can load, for images", have=have)
+
+
 def shape_of(config: Any, *, trust_remote_code: bool = False) -> ModelShape:
     """Sizes of the model that transformers builds from `config`; its parameters are counted without memory."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+    auto = AutoModelForCausalLM if getattr(config, "vision_config", None) is None else AutoModelForImageTextToText
     with torch.device("meta"):
-        module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        module = auto.from_config(config, trust_remote_code=trust_remote_code)
     text = config.get_text_config()
     heads = text.num_attention_heads
     return ModelShape(

@@ -9,7 +9,6 @@ from soup_verl.launch.preflight.files import Split
 from soup_verl.launch.preflight.report import Finding, judged, refused
 from soup_verl.launch.preflight.run_settings import ROLLOUT, RunSettings
 from soup_verl.method.sections import SINGLE_TURN
-from soup_verl.tasks.chat_template import has_parts
 from soup_verl.tasks.data.datasets import DATASETS
 from soup_verl.tasks.domains import MATHEMATICS, domain_name, domain_of
 from soup_verl.tasks.reward_function import FUNCTION, is_ours
@@ -31,45 +30,10 @@ def row_findings(run: RunSettings, split: str, found: Split) -> Iterator[Finding
     how = "" if not missing else f"{', '.join(missing)} missing: verl's reward managers read them"
     need, have = ", ".join(wanted), ", ".join(sorted(found.columns))
     yield judged(TOPIC, f"{split} columns", not missing, need=need, have=have, how=how)
-    if run.soup.mixing and split == "train":
-        yield from _more_than_text(run, found)
     if split == "train":
         yield from _benchmarks(run, found)
     if not missing:
         yield from _faults(run, split, found, check_reward=needed)
-
-
-def _more_than_text(run: RunSettings, found: Split) -> Iterator[Finding]:
-    """Rows of more than text, which nothing is mixed with."""
-    untried = "Nothing but text has been tried with soup.source=inflight"
-    why = untried if run.soup.interrupted else "Prefixes are sampled from text alone"
-    for name, default, rows, what in (
-        ("image_key", "images", _with_some, "any"),
-        ("video_key", "videos", _with_some, "any"),
-        ("audio_key", "audios", _with_some, "any"),
-        ("prompt_key", "prompt", _of_parts, "messages that are lists of parts"),
-    ):
-        column = run.get(f"data.{name}", default)
-        if column in found.columns and (some := rows(found, column)):
-            expected = (
-                f"a column without {what} with soup.mixed_fraction above 0; {some} of {found.rows} rows have some"
-            )
-            remedy = f"{why}: set soup.mixed_fraction=0, or leave these rows out."
-            yield refused(TOPIC, f"train {default}", f"data.{name}", column, expected, remedy)
-
-
-def _with_some(found: Split, column: str) -> int:
-    return sum(map(bool, found.table.with_format("arrow")[column].to_pylist()))
-
-
-def _of_parts(found: Split, column: str) -> int:
-    """How many prompts have messages that are lists of parts; the column's type tells where all are text."""
-    message = getattr(found.table.features[column], "feature", None)
-    of_text = isinstance(message, Mapping) and getattr(message.get("content"), "dtype", "") in (
-        "string",
-        "large_string",
-    )
-    return 0 if of_text else sum(map(has_parts, found.table[column]))
 
 
 def _benchmarks(run: RunSettings, found: Split) -> Iterator[Finding]:

@@ -69,24 +69,23 @@ def test_indexes_of_two_kinds_in_one_file_are_read(tmp_path, tokenizer):
 
 
 WITHOUT_MIXING = {"soup.mixed_fraction": 0}
-SOURCES = [
-    ({}, "Prefixes are sampled from text alone: set soup.mixed_fraction=0"),
-    (
-        {"soup.source": "inflight", "soup.mixed_fraction": 1},
-        "Nothing but text has been tried with soup.source=inflight",
-    ),
-]
+PLANNED = ({}, "Prefixes are sampled with text and images alone: set soup.mixed_fraction=0")
+INTERRUPTED = (
+    {"soup.source": "inflight", "soup.mixed_fraction": 1},
+    "Nothing but text has been tried with soup.source=inflight",
+)
+SOURCES = [PLANNED, INTERRUPTED]
 
 
-@pytest.mark.parametrize(("source", "why"), SOURCES)
 @pytest.mark.parametrize(
-    ("key", "column", "setting"),
+    ("key", "column", "setting", "source", "why"),
     [
-        ("image", "images", {}),
-        ("image", "shots", {"data.image_key": "shots"}),
-        ("video", "videos", {}),
-        ("audio", "audios", {}),
-        ("audio", "clips", {"data.audio_key": "clips"}),
+        ("image", "images", {}, *INTERRUPTED),
+        ("image", "shots", {"data.image_key": "shots"}, *INTERRUPTED),
+        ("video", "videos", {}, *INTERRUPTED),
+        ("video", "videos", {}, *PLANNED),
+        ("audio", "audios", {}, *PLANNED),
+        ("audio", "clips", {"data.audio_key": "clips"}, *PLANNED),
     ],
 )
 def test_rows_of_more_than_text_are_refused_where_anything_is_mixed(

@@ -4,7 +4,6 @@ import inspect
 
 import pytest
 import torch
-from PIL import Image
 from tensordict import TensorDict
 from verl.checkpoint_engine import CheckpointEngineManager
 from verl.utils.dataset.rl_dataset import collate_fn
@@ -25,32 +24,6 @@ from soup_verl.stack.policy_engine import (
 from soup_verl.stack.prompt_stream import ReadAheadLoader
 from soup_verl.stack.rollout import SoupAgentLoopManager, token_key
 from tests.unit.stack.transfer_queue import Queue
-
-CHAT = [{"role": "user", "content": "1+1?"}]
-
-
-def test_prompt_key_is_the_same_in_every_process_and_for_any_order_of_keys():
-    assert prompt_key(CHAT) == "f9321022f2fcaa8f"
-    assert prompt_key([{"content": "1+1?", "role": "user"}]) == prompt_key(CHAT)
-
-
-@pytest.mark.parametrize(
-    "other",
-    [[{"role": "user", "content": "1+2?"}], [{"role": "system", "content": "1+1?"}], CHAT * 2, []],
-)
-def test_prompt_key_tells_prompts_apart(other):
-    assert prompt_key(other) != prompt_key(CHAT)
-
-
-def with_image(color, size=(2, 2), mode="RGB"):
-    return [{"role": "user", "content": [{"type": "image", "image": Image.new(mode, size, color)}]}]
-
-
-def test_prompt_key_knows_an_image_by_its_pixels():
-    assert prompt_key(with_image("red")) == prompt_key(with_image("red"))
-    others = [with_image("blue"), with_image("red", (4, 1)), with_image(0, mode="L"), CHAT]
-    assert len({prompt_key(other) for other in (with_image("red"), *others)}) == 5
-
 
 # ---- an engine over a data loader of one prompt a batch, numbered 0 to 7 ----
 

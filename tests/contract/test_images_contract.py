@@ -1,0 +1,134 @@
+"""verl's own agent loop, prompt builder and processor on prompts with images, under our worker with a fake engine."""
+
+import asyncio
+import inspect
+from types import SimpleNamespace
+
+import pytest
+import torch
+from verl.models.transformers import qwen2_vl
+from verl.workers.rollout.replica import TokenOutput
+
+from soup_verl.method.history import GroupPrefixes
+from soup_verl.method.history.prefixes import prompt_hash
+from soup_verl.method.mixing import PrefixRequest
+from soup_verl.stack import rollout
+from soup_verl.stack.images import images_key
+from soup_verl.stack.policy_engine import _actor_fields
+from soup_verl.stack.session import FACTS
+from tests.e2e import vision
+from tests.unit import preflight_files as files
+
+pytestmark = pytest.mark.contract
+RED, GREEN = (255, 0, 0), (0, 128, 0)
+
+
+class Engine:
+    """Says three tokens, whatever it is asked."""
+
+    def __init__(self):
+        self.requests = []
+
+    async def generate(self, request_id, **request):
+        self.requests.append(request)
+        versions = dict.fromkeys(("global_steps", "min_global_steps", "max_global_steps"), 1)
+        return TokenOutput(token_ids=[20, 21, 22], log_probs=[-0.5] * 3, stop_reason="x", extra_fields=versions)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("vision")
+    vision.make(made)
+    return made
+
+
+@pytest.fixture
+def worker(folder, monkeypatch):
+    """A worker that is no Ray actor; what it stores, verl's fields, is in `stored`."""
+    stored = []
+
+    async def put(keys, fields, tags, partition_id):
+        stored.append(fields)
+
+    monkeypatch.setattr(inspect.getmodule(rollout._WorkerTQ), "tq", SimpleNamespace(async_kv_batch_put=put))
+    monkeypatch.setattr(rollout.tq, "init", lambda: None)
+    config = files.configure(
+        platform="cpu",
+        actor_rollout_ref__model__path=folder / vision.MODEL,
+        actor_rollout_ref__model__trust_remote_code=True,
+        data__max_prompt_length=64,
+        data__max_response_length=16,
+        data__custom_cls__path=vision.__file__,
+        data__custom_cls__name="ImageRows",
+    )
+    worker = rollout.SoupAgentLoopWorker(config, None)
+    worker.llm_client.client = worker.engine = Engine()
+    worker.stored = stored
+    return worker
+
+
+@pytest.fixture
+def rows(folder, worker):
+    """The first two, whose prompts differ in their images alone."""
+    path = str(folder / vision.ROWS)
+    data = vision.ImageRows([path], worker.tokenizer, worker.config.data, processor=worker.processor)
+    return [data[i] for i in range(2)]
+
+
+def session(worker, row, prefix=None):
+    """What verl stores of a session."""
+    trajectory = {"step": 6, "sample_index": 0, "rollout_n": 0, "validate": False}
+    fields = {**row, "uid": "u", "session_id": 0, "global_steps": 6, "agent_name": "soup_agent"}
+    fields[rollout.IMAGES] = images_key(row["raw_prompt"])
+    if prefix is not None:
+        fields[rollout.GROUP_PREFIXES] = GroupPrefixes("key", {0: prefix})
+    asyncio.run(worker._run_agent_loop({"temperature": 1.0, "logprobs": True}, trajectory, **fields))
+    return worker.stored.pop()[0]
+
+
+def pixels(request):
+    return [image.getpixel((0, 0)) for image in request["image_data"]]
+
+
+def test_a_prefix_and_its_continuation_are_sampled_with_the_prompts_images(worker, rows):
+    groups = asyncio.run(worker.sample_share(6, rows, [[PrefixRequest(0, 2)]] * 2, 0, [{}] * 2, False))
+    asked = {pixels(request)[0]: request["prompt_ids"] for request in worker.engine.requests}
+    assert asked.keys() == {RED, GREEN} and asked[RED] == asked[GREEN]
+    stored = session(worker, rows[1], groups[1][0])
+    continuation = worker.engine.requests[2]
+    assert continuation["prompt_ids"] == [*asked[GREEN], 20, 21] and pixels(continuation) == [GREEN]
+    assert stored["responses"].tolist() == [20, 21, 20, 21, 22]
+    assert stored["prefix_mask"].tolist() == [1, 1, 0, 0, 0]
+    assert stored["extra_fields"][FACTS]["images"] == images_key(rows[1]["raw_prompt"])
+
+
+def test_stored_responses_are_found_by_the_images_too(worker, rows):
+    ids = asyncio.run(worker.prompt_ids(6, rows))
+    assert ids[0] == ids[1]
+    keys = [rollout.token_key(7, i, images_key(row["raw_prompt"])) for i, row in zip(ids, rows, strict=True)]
+    assert keys[0] != keys[1] and {key.rpartition(":")[2] for key in keys} == {prompt_hash(ids[0])}
+
+
+def test_the_actor_scores_a_prefix_with_what_verl_stores_of_such_a_response(worker, rows):
+    stored = session(worker, rows[1])
+    (prompt,) = asyncio.run(worker.actor_prompts(6, rows[1:]))
+    ours = _actor_fields(prompt, stored["responses"].tolist())
+    for name in ("input_ids", "position_ids", "prompts", "responses", "response_mask", "loss_mask"):
+        torch.testing.assert_close(ours[name], stored[name], rtol=0, atol=0)
+    assert (
+        ours["position_ids"].shape == (4, len(ours["input_ids"]))
+        and ours["position_ids"][1].max() < len(ours["input_ids"]) - 1
+    ), "positions in time count an image as few tokens"
+    inputs = stored["multi_modal_inputs"]
+    assert ours["multi_modal_inputs"].keys() == inputs.keys() >= {"pixel_values", "image_grid_thw"}
+    for name, value in inputs.items():
+        torch.testing.assert_close(ours["multi_modal_inputs"][name], value, rtol=0, atol=0)
+
+
+def test_verls_forward_pass_of_a_qwen2_vl_needs_an_image_in_every_micro_batch(folder):
+    """Why preflight refuses rows without one. Where this no longer fails, that refusal can go."""
+    from transformers import Qwen2VLForConditionalGeneration
+
+    model = Qwen2VLForConditionalGeneration.from_pretrained(folder / vision.MODEL)
+    with pytest.raises(AttributeError, match="mean"):
+        qwen2_vl._get_input_embeds(model.model, torch.tensor([[20, 21]]))
