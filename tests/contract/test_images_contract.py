@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from verl.models.transformers import qwen2_vl
 from verl.workers.rollout.replica import TokenOutput
 
+from soup_verl.launch.preflight import look_at_model
+from soup_verl.launch.preflight.run_settings import MODEL
 from soup_verl.method.history import GroupPrefixes
 from soup_verl.method.history.prefixes import prompt_hash
 from soup_verl.method.mixing import PrefixRequest
@@ -18,13 +21,14 @@ from soup_verl.stack.policy_engine import _actor_fields
 from soup_verl.stack.session import FACTS
 from tests.e2e import vision
 from tests.unit import preflight_files as files
+from tests.unit.preflight_settings import by_name, run_with
 
 pytestmark = pytest.mark.contract
 RED, GREEN = (255, 0, 0), (0, 128, 0)
 
 
 class Engine:
-    """Says three tokens, whatever it is asked."""
+    """Says three tokens, or as many as it is asked for."""
 
     def __init__(self):
         self.requests = []
@@ -32,7 +36,8 @@ class Engine:
     async def generate(self, request_id, **request):
         self.requests.append(request)
         versions = dict.fromkeys(("global_steps", "min_global_steps", "max_global_steps"), 1)
-        return TokenOutput(token_ids=[20, 21, 22], log_probs=[-0.5] * 3, stop_reason="x", extra_fields=versions)
+        ids = [20, 21, 22][: request["sampling_params"].get("max_tokens", 3)]
+        return TokenOutput(token_ids=ids, log_probs=[-0.5] * len(ids), stop_reason="x", extra_fields=versions)
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +128,19 @@ def test_the_actor_scores_a_prefix_with_what_verl_stores_of_such_a_response(work
     assert ours["multi_modal_inputs"].keys() == inputs.keys() >= {"pixel_values", "image_grid_thw"}
     for name, value in inputs.items():
         torch.testing.assert_close(ours["multi_modal_inputs"][name], value, rtol=0, atol=0)
+
+
+def test_preflight_reads_such_a_model_and_says_why_a_processor_is_missing(folder):
+    settings = {f"{MODEL}.trust_remote_code": True, "trainer.device": "cpu", f"{MODEL}.use_remove_padding": True}
+    given = {"actor_rollout_ref__model__path": folder / vision.MODEL}
+    model = look_at_model(run_with(settings, **given))
+    found = by_name(model.findings)
+    assert model.shape.params > 1e5 and model.model_type == "qwen2_vl" and found["processor"].have == "Qwen2VLProcessor"
+    refused = [str(finding.error) for finding in model.findings if finding.error is not None]
+    assert len(refused) == 1 and refused[0].startswith(f"{MODEL}.use_remove_padding=True: expected false on a CPU for")
+    plain = look_at_model(run_with(**given))
+    if find_spec("torchvision") is None:
+        assert plain.processor is None and "orchvision" in by_name(plain.findings)["processor"].have
 
 
 def test_verls_forward_pass_of_a_qwen2_vl_needs_an_image_in_every_micro_batch(folder):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from tests.e2e import domains, examples, rehearsals
+from tests.e2e import domains, examples, rehearsals, vision
 from tests.e2e.cluster import TwoNodes
 from tests.e2e.launch import LIMIT, PREFIXES, ROOT, Run, launch, launch_series, launch_sweep
 from tests.faults.kills import Fault, Faults, killed_run
@@ -439,6 +439,34 @@ def _domains(assets: Path, folder: Path) -> Run:
     return launch(assets, folder, *domains.settings(domains.write_rows(folder / "data")))
 
 
+def _images(assets: Path, folder: Path) -> dict[str, Run]:
+    """Prompts of which every two differ in their images alone, learning rate 0: prefixes sampled ahead; those of a kept
+    policy, scored by the actor; and those of earlier responses."""
+    made = folder / "assets"
+    made.mkdir(parents=True)
+    vision.make(made)
+    shared = (
+        f"data.train_files={made}/{vision.ROWS}",
+        f"data.val_files={made}/{vision.ROWS}",
+        f"data.custom_cls.path={vision.__file__}",
+        "data.custom_cls.name=ImageRows",
+        "data.max_prompt_length=64",
+        f"actor_rollout_ref.model.path={made}/{vision.MODEL}",
+        "actor_rollout_ref.model.trust_remote_code=true",
+        "actor_rollout_ref.rollout.max_model_len=96",
+        # vLLM's own Qwen2-VL imports torchvision.
+        "+actor_rollout_ref.rollout.engine_kwargs.vllm.model_impl=transformers",
+        "actor_rollout_ref.actor.optim.lr=0",
+        f"{STEPS}3",
+    )
+    runs = {
+        "images_lookahead": (*PREFIXES, "soup.lookahead.age=1"),
+        "images_snapshot": (*PREFIXES, "soup.source=snapshot", "soup.behavior_log_probs=actor"),
+        "images_replay": (*PREFIXES, "soup.source=replay"),
+    }
+    return launch_series(assets, folder, runs, *shared)
+
+
 def _rehearsal(name: str) -> Launch:
     return _single(name, lambda _, folder: rehearsals.rehearse(name, folder), long=True)
 
@@ -455,6 +483,7 @@ LAUNCHES = (  # the longest first, by the times that a whole run ends with: then
     *(_rehearsal(name) for name in rehearsals.SCRIPTS if name != "rehearsed_qwen"),
     _strategy("fsdp2", "bf16", engine_ranks=2),
     Launch(("tools_lookahead", "tools_replay", "tools_resumed"), _tools),
+    Launch(("images_lookahead", "images_snapshot", "images_replay"), _images, long=True),
     _strategy("fsdp2", "fp32"),
     _strategy("fsdp", "bf16"),
     _VERL_GRPO,

@@ -55,9 +55,14 @@ def make(folder: Path) -> None:
     pd.DataFrame([_row(i) for i in range(8)]).to_parquet(folder / ROWS)
 
 
+def image(index: int) -> Image.Image:
+    """That of a row."""
+    return Image.new("RGB", SIZES[index // 4], COLOURS[index % 4])
+
+
 def _row(index: int) -> dict:
     encoded = io.BytesIO()
-    Image.new("RGB", SIZES[index // 4], COLOURS[index % 4]).save(encoded, "PNG")
+    image(index).save(encoded, "PNG")
     return {
         "data_source": "varied",
         "prompt": [{"role": "user", "content": f"<image>{index // 2}?"}],

@@ -50,7 +50,7 @@ def look_at_model(run: RunSettings) -> Model:
         of_model = getattr(config, "model_type", None)
         if getattr(config, "vision_config", None) is not None:
             model.processor, finding = _read_processor(run, _source(path))
-            model.findings.append(finding)
+            model.findings += [finding, *_packing_findings(run)]
         model.model_type = fitting_model_type(of_model, tokenizer, model.processor)
         model.findings.append(_builder_finding(of_model, model.model_type))
     return model
@@ -102,9 +102,17 @@ def _read_processor(run: RunSettings, source: str) -> tuple[Any, Finding]:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         found = hf_processor(source, trust_remote_code=run.get(f"{MODEL}.trust_remote_code", False))
-    reasons = [str(w.message).splitlines()[0][:200] for w in said if "create processor" in str(w.message)]
+    reasons = [" ".join(str(w.message).split())[:200] for w in said if "create processor" in str(w.message)]
     have = type(found).__name__ if found is not None else "; ".join(reasons) or "none"
     return found, judged(TOPIC, "processor", found is not None, need="one that verl can load, for images", have=have)
+
+
+def _packing_findings(run: RunSettings) -> list[Finding]:
+    key = f"{MODEL}.use_remove_padding"
+    if not (run.on_cpu and run.get(key, False)):
+        return []
+    expected = "false on a CPU for a model that takes images: verl's packed attention of it is flash-attn's"
+    return [refused(TOPIC, "packing", key, True, expected)]
 
 
 def shape_of(config: Any, *, trust_remote_code: bool = False) -> ModelShape:

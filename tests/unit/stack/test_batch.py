@@ -332,6 +332,12 @@ def test_a_trajectory_is_stored_with_its_turns_and_without_what_the_tool_said_in
     check_response(found)
 
 
+def test_responses_to_a_prompt_with_images_are_stored_under_the_images_too(stored):
+    rows = [row([5, 6, 2], index=7, extra_fields={FACTS: {"images": "a key"}}), row([5, 6, 2], index=7)]
+    keys = [r.token_key for r in responses_of(stored, rows)]
+    assert keys == [token_key(7, [1, 2], "a key"), token_key(7, [1, 2])]
+
+
 def test_a_response_that_a_tool_ends_has_no_end_token_and_one_of_tools_alone_is_not_stored(stored):
     rows = [row([5, 6, 90], response_mask=torch.tensor([1, 1, 0])), row([90, 91], response_mask=torch.tensor([0, 0]))]
     (found,) = responses_of(stored, rows)

@@ -17,7 +17,7 @@ from soup_verl.stack.dynamic_sampling import DynamicPolicyEngine
 from soup_verl.stack.images import prompt_key
 from soup_verl.stack.policy_engine import Rescoring
 from soup_verl.stack.prompt_stream import ReadAheadLoader
-from soup_verl.stack.rollout import GROUP_PREFIXES, ORDINAL, SoupAgentLoopWorker
+from soup_verl.stack.rollout import GROUP_PREFIXES, IMAGES, ORDINAL, SoupAgentLoopWorker
 from soup_verl.stack.session import held
 from tests.unit.stack import test_policy_engine as over_batches
 from tests.unit.stack.test_batch import row
@@ -150,6 +150,12 @@ def test_refills_carry_their_own_prefixes_and_ordinals_and_the_source_is_asked_o
         "soup/refilled_prompts_total": 4.0,
         "soup/refilled_mixed_prompts_total": 3.0,
     }
+
+
+def test_prompts_with_images_carry_their_key(trainer, monkeypatch):
+    assert IMAGES not in trainer._next_train_batch(1)
+    monkeypatch.setattr("soup_verl.stack.trainer.images_key", lambda raw: f"of {raw[0]['content']}")
+    assert items(trainer._next_train_batch(1)[IMAGES]) == ["of 1"]
 
 
 def test_prefixes_of_another_prompt_are_never_used(trainer):

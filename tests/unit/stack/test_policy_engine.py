@@ -190,6 +190,24 @@ def test_historical_tokens_get_the_actors_log_probs_and_heads_keep_theirs(monkey
     assert GROUPS[0].by_session[1].log_probs == (-0.5, -0.25, -1.0), "the sampled ones are not overwritten"
 
 
+def test_prompts_with_images_are_scored_in_parts(monkeypatch):
+    """What the actor reads of an image is large, and there for every prefix."""
+    asked = []
+
+    def log_probs(worker_group, sequences, **_):
+        asked.append([prompt.token_ids for prompt, _ in sequences])
+        return [[-float(prompt.token_ids[1])] * len(ids) for prompt, ids in sequences]
+
+    monkeypatch.setattr(policy_engine, "log_probs_of_actor", log_probs)
+    monkeypatch.setattr(policy_engine, "IMAGES_AT_ONCE", 1)
+    groups = [GROUPS[1], GroupPrefixes("r", {3: GROUPS[1].by_session[3]})]
+    engine = engine_of(rescoring=Rescoring(0.7, 3))
+    together = engine.rescored(2, groups)
+    monkeypatch.setattr(policy_engine, "images_key", lambda raw: "a key")
+    assert engine.rescored(2, groups) == together and together != groups
+    assert asked == [[[1, 2], [1, 3]], [[1, 2]], [[1, 3]]]
+
+
 def test_nothing_historical_is_nothing_to_score(monkeypatch):
     monkeypatch.setattr(policy_engine, "log_probs_of_actor", lambda *args, **kwargs: 1 / 0)
     groups = [GroupPrefixes("p", {2: GROUPS[0].by_session[2]}), GroupPrefixes("q", {})]

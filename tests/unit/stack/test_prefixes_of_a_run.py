@@ -120,7 +120,7 @@ class Worker(SoupAgentLoopWorker):
     """An actor's code in this process: a call is answered at once."""
 
     def __init__(self, run):
-        self.run = run
+        self.run, self.processor = run, None
         methods = {"sample_share": super().sample_share, "actor_prompts": super().actor_prompts}
         for name, method in methods.items():
             setattr(self, name, SimpleNamespace(remote=lambda *args, method=method: asyncio.run(method(*args))))

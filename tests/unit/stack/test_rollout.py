@@ -63,6 +63,7 @@ def test_a_token_key_is_the_index_and_a_hash_that_stays_the_same_for_ever():
     assert token_key(7, [10, 11]) == "7:b71ba5fb265ccd91"
     assert token_key(7, (10, 11)) == token_key(7, [10, 11])
     assert len({token_key(7, [10, 11]), token_key(8, [10, 11]), token_key(7, [11, 10]), token_key(7, [10])}) == 4
+    assert token_key(7, [10, 11], "images") == "7:images:b71ba5fb265ccd91"
 
 
 class FakeMethod:
@@ -84,6 +85,9 @@ class FakeWorker:
         self.sample_share = FakeMethod(SoupAgentLoopWorker.sample_share)
         self.prompt_ids = FakeMethod(
             SoupAgentLoopWorker.prompt_ids, lambda step, prompts: [[step, ord(p)] for p in prompts]
+        )
+        self.actor_prompts = FakeMethod(
+            SoupAgentLoopWorker.actor_prompts, lambda step, prompts: [(step, p) for p in prompts]
         )
 
 
@@ -128,6 +132,12 @@ def test_heads_are_asked_for_in_their_own_right():
     manager = manager_of(1)
     manager.request_prefixes(5, list("abcde"), PLAN, only_heads=True)
     assert manager.agent_loop_workers[0].sample_share.requests[0][-1] is True
+
+
+def test_what_the_actor_reads_comes_back_in_batch_order(monkeypatch):
+    monkeypatch.setattr(ray, "get", lambda refs: refs)
+    manager = manager_of(2)
+    assert manager.actor_prompts(5, list("abcde")) == [(5, name) for name in "abcde"]
 
 
 @SHARES

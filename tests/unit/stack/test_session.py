@@ -185,6 +185,20 @@ def test_history_that_has_ended_does_not_come_back():
     assert given == [20, 40, 40]  # not 50
 
 
+def test_a_tool_that_answers_with_an_image_ends_history():
+    for images, taken in ((["a"], True), (["a", "another"], False)):
+        session = session_of(TWO)
+        ask(session, PROMPT, image_data=["a"])
+        output = ask(session, [10, 11, 20, 21, 2, 90, 91], image_data=images)
+        assert (output.token_ids[:2] == [30, 31]) is taken and session.cut_short is not taken
+
+
+def test_the_output_says_which_images_its_prompt_had():
+    session = session_of(images="a key")
+    ask(session, PROMPT)
+    assert session.output(output_of([20, 21])).extra_fields[FACTS]["images"] == "a key"
+
+
 def test_a_prefix_of_another_prompt_is_not_taken():
     for ids, taken in (([10, 11], True), ([10, 12], False)):
         session = session_of(replace(ONE, prompt_hash=prompt_hash([10, 11])))

@@ -77,6 +77,13 @@ def test_a_window_rules_it_out(config, possible):
     assert shared_prompts.is_possible(small_model(config)) is possible
 
 
+def test_images_rule_it_out():
+    """Prompts with images of one size have the same tokens."""
+    model = small_model(LlamaConfig(**SMALL))
+    model.config.vision_config = LlamaConfig(**SMALL)
+    assert not shared_prompts.is_possible(model)
+
+
 def test_other_attention_rules_it_out():
     model = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL), attn_implementation="eager")
     assert not shared_prompts.is_possible(model)
