@@ -20,11 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from benchmarks import neighbors
+from benchmarks.tasks import task_named
+
 if TYPE_CHECKING:
     from benchmarks.run_inputs import RunSettings
 
 GRID = Path(__file__).with_name("grid.yaml")
 SIDES = ("grpo", "rival", "soup", "variant")
+BELOW = "a name such as `masked` or `neighbor` is all below it; default all but the recipe's neighbours"
+NEIGHBOR = "neighbor/"
+"""Begins the name of a point whose settings are those of a file of the recipe."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Point:
 
 
 def read_points(path: Path, task: str) -> list[Point]:
-    """The points of a task, in the grid's order.
+    """The points of a task, in the grid's order; last the recipe's neighbours that can be run here.
 
     Raises:
         ValueError: the task is not in the grid, or a method has an unknown side.
@@ -67,32 +73,72 @@ def read_points(path: Path, task: str) -> list[Point]:
     grid = yaml.safe_load(path.read_text())
     if task not in grid["tasks"]:
         raise ValueError(f"--tasks {task}: expected some of {', '.join(grid['tasks'])} of {path}")
-    return [point for name, method in grid["methods"].items() for point in _points(grid, task, name, method)]
+    methods = grid["methods"] | _neighbors(grid, task)
+    return [point for name, method in methods.items() for point in _points(grid, task, name, method)]
 
 
 def _points(grid: dict[str, Any], task: str, name: str, method: dict[str, Any]) -> Iterator[Point]:
     if method["side"] not in SIDES:
         raise ValueError(f"methods.{name}.side={method['side']!r}: expected one of {', '.join(SIDES)}")
-    settings = grid["common"] | grid["tasks"][task] | method.get("set", {})
-    if not any(key.startswith("soup.") for key in method.get("set", {})):
-        settings = {key: value for key, value in settings.items() if not key.startswith("soup.")}
-    settings |= method.get("per_task", {}).get(task, {})
+    own, of_task = method.get("set", {}), grid["tasks"][task]
+    if not any(key.startswith("soup.") for key in own):
+        of_task = {key: value for key, value in of_task.items() if not key.startswith("soup.")}
+    if "soup.prefix_length.unit" in own:  # the task's are tokens
+        of_task = {key: value for key, value in of_task.items() if not key.startswith("soup.prefix_length.")}
+    settings = grid["common"] | of_task | own | method.get("per_task", {}).get(task, {})
     knob = method.get("knob")
     for value in method["values"] if knob else [None]:
         varied = settings if knob is None else settings | dict.fromkeys([knob, *method.get("also", [])], value)
         yield Point(task, name, method["side"], method["title"], knob, value, varied)
 
 
+def _neighbors(grid: dict[str, Any], task: str) -> dict[str, dict[str, Any]]:
+    """The recipe's neighbours as methods of the grid, but for those that it has under another name."""
+    given = grid.get("neighbors")
+    if given is None:
+        return {}
+    found = neighbors.all_of(response_length=task_named(task).max_response_tokens, prompts=grid["common"]["prompts"])
+    return {
+        NEIGHBOR + name: _neighbor(given, name, given["set"] | settings)
+        for name, settings in found.items()
+        if name not in given["elsewhere"]
+    }
+
+
+def _neighbor(given: dict[str, Any], name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    mixing = settings["soup.mixed_fraction"] > 0
+    varied = given["knobs"].get(name, {})
+    if not varied and mixing and settings["soup.source"] == "lookahead":
+        varied = {key: given[key] for key in ("knob", "values")}
+    side = "variant" if mixing else "rival"
+    return {"side": side, "title": neighbors.title(name), "set": settings, **varied}
+
+
+def not_here(path: Path) -> dict[str, str]:
+    """Neighbours of the recipe that are no points of their own -> why."""
+    elsewhere = yaml.safe_load(path.read_text())["neighbors"]["elsewhere"]
+    refused = {name: why for name in neighbors.names() if (why := neighbors.refusal(name)) is not None}
+    return {name: f"is the grid's `{point}`" for name, point in elsewhere.items()} | refused
+
+
 def chosen(points: Sequence[Point], names: Sequence[str] | None) -> list[Point]:
-    """The points of these names, all without.
+    """The points of these names: `masked/64`, or all of `masked`, or all of `neighbor`. Without names all points but
+    the recipe's neighbours.
 
     Raises:
         ValueError: there is none of a name.
     """
-    known = {point.name: point for point in points}
-    if unknown := [name for name in names or () if name not in known]:
-        raise ValueError(f"--points {unknown[0]}: expected some of {', '.join(known)}")
-    return [known[name] for name in names] if names else list(points)
+    if not names:
+        return [point for point in points if not point.name.startswith(NEIGHBOR)]
+    found: dict[str, Point] = {}
+    for name in names:
+        of_name = {point.name: point for point in points if f"{point.name}/".startswith(f"{name}/")}
+        if not of_name:
+            if name.startswith(NEIGHBOR) and (refused := neighbors.refusal(name.removeprefix(NEIGHBOR))):
+                raise ValueError(f"--points {name}: {refused}")
+            raise ValueError(f"--points {name}: expected some of {', '.join(point.name for point in points)}")
+        found |= of_name
+    return list(found.values())
 
 
 def settings_of(point: Point, seed: int, for_all: Mapping[str, Any]) -> RunSettings:
@@ -170,7 +216,7 @@ def main() -> None:
     parser.add_argument("--assets", type=Path, required=True, help="folder with one folder a task, from prepare")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tasks", nargs="+", required=True)
-    parser.add_argument("--points", nargs="+", help="only these, as --list names them; default all")
+    parser.add_argument("--points", nargs="+", help=f"only these, as --list names them; {BELOW}")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0, help="fresh seeds for a confirmation")
     parser.add_argument("--shard", default="0/1", help="this worker's share, counted from 0: 0/2 or 1/2")

@@ -20,7 +20,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from benchmarks.grid import GRID, Point, chosen, folder_of, read_points, settings_of
+from benchmarks.grid import BELOW, GRID, NEIGHBOR, Point, chosen, folder_of, read_points, settings_of
+from benchmarks.neighbors import NAMES
 from benchmarks.run_inputs import Assets, RunSettings, check_same
 from benchmarks.sampling import summarize
 from benchmarks.simulate import RESULT, assignments, summary
@@ -59,15 +60,10 @@ def overrides(assets: Assets, settings: RunSettings, folder: Path) -> list[str]:
         "actor_rollout_ref.model.path": assets.folder / "model",
         "actor_rollout_ref.actor.optim.lr": settings.lr,
         "actor_rollout_ref.actor.optim.weight_decay": settings.weight_decay,
-        "actor_rollout_ref.actor.optim.clip_grad": settings.grad_clip,
         "actor_rollout_ref.actor.ppo_mini_batch_size": settings.prompts // settings.mini_batches,
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": settings.prompts
         * settings.trained
         // settings.mini_batches,
-        "actor_rollout_ref.actor.clip_ratio_low": loss.clip_ratio_low,
-        "actor_rollout_ref.actor.clip_ratio_high": loss.clip_ratio_high,
-        "actor_rollout_ref.actor.clip_ratio_c": loss.clip_ratio_c,
-        "actor_rollout_ref.actor.entropy_coeff": loss.entropy_coeff,
         "actor_rollout_ref.actor.use_kl_loss": loss.kl_loss_coef > 0,
         "actor_rollout_ref.actor.kl_loss_coef": loss.kl_loss_coef,
         "actor_rollout_ref.rollout.n": settings.n,
@@ -78,10 +74,11 @@ def overrides(assets: Assets, settings: RunSettings, folder: Path) -> list[str]:
         "actor_rollout_ref.rollout.val_kwargs.temperature": 1.0,
         "actor_rollout_ref.rollout.val_kwargs.do_sample": True,
         "reward.custom_reward_function.path": REWARDS,
-        "algorithm.norm_adv_by_std_in_grpo": settings.norm_by_std,
         "soup.seed": settings.seed,
         "soup.sampling_seed": settings.seed,
     }
+    flat = flatten(asdict(settings))
+    given |= {verls: flat[ours] for verls, ours in NAMES.items() if flat.get(ours) is not None}
     given |= _loss_of(settings.soup.get("policy_loss", {}).get("name")) | flatten({"soup": settings.soup})
     return [f"{key}={value}" for key, value in given.items()]
 
@@ -158,7 +155,7 @@ def main() -> None:
     parser.add_argument("--assets", type=Path, required=True, help="folder with one folder a task, from prepare")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tasks", nargs="+", required=True)
-    parser.add_argument("--points", nargs="+", help="only these, as `benchmarks.grid --list` names them; default all")
+    parser.add_argument("--points", nargs="+", help=f"only these, as `benchmarks.grid --list` names them; {BELOW}")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="for all points: steps, samples, ..")
@@ -178,14 +175,18 @@ def _run_task(task: str, arguments: argparse.Namespace) -> None:
     folders = [folder_of(arguments.out, point, settings.seed) for point, settings in todo]
     for (_, settings), folder in zip(todo, folders, strict=True):
         claim(folder, settings)
-    configs = [_config(assets, settings, folder) for (_, settings), folder in zip(todo, folders, strict=True)]
+    configs = [
+        _config(assets, settings, folder, point) for (point, settings), folder in zip(todo, folders, strict=True)
+    ]
     run_series(configs)
     for (point, settings), folder in zip(todo, folders, strict=True):
         write_result(assets, settings, point, folder)
 
 
-def _config(assets: Assets, settings: RunSettings, folder: Path) -> DictConfig:
-    return compose(overrides(assets, settings, folder))
+def _config(assets: Assets, point: Point, settings: RunSettings, folder: Path) -> DictConfig:
+    """A neighbour's own file first: it has keys that change nothing on the search instrument."""
+    file = [f"neighbors={point.method.removeprefix(NEIGHBOR)}"] if point.method.startswith(NEIGHBOR) else []
+    return compose(file + overrides(assets, settings, folder))
 
 
 if __name__ == "__main__":

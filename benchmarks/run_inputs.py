@@ -23,7 +23,8 @@ class RunSettings:
         temperature: of sampling in training, and of the log-probs, as in verl; evaluation is always at 1.
         evaluate_every, samples: steps between evaluations, and samples a question in each.
         norm_by_std: divide advantages by the group's standard deviation.
-        loss: clip ranges, entropy bonus, reference KL.
+        adv_estimator: one of verl's by its name in place of `soup`; only where nothing is mixed.
+        loss: clip ranges, entropy bonus, reference KL, the loss and how it is aggregated.
         soup: SOUP's settings as in its YAML, without `seed`, which is the run's.
     """
 
@@ -39,6 +40,7 @@ class RunSettings:
     evaluate_every: int = 100
     samples: int = 64
     norm_by_std: bool = True
+    adv_estimator: str | None = None  # what was added later is None by default: earlier results have no such key
     loss: LossSettings = field(default_factory=LossSettings)
     soup: dict[str, Any] = field(default_factory=lambda: {"mixed_fraction": 0.0})
 
@@ -50,6 +52,8 @@ class RunSettings:
             raise ValueError(f"mini_batches={self.mini_batches}: expected a divisor of prompts={self.prompts}")
         if self.trained > self.n:
             raise ValueError(f"soup.down_sampling.train_on={self.trained}: expected at most n={self.n}")
+        if self.adv_estimator is not None and self.soup["mixed_fraction"] > 0:
+            raise ValueError(f"adv_estimator={self.adv_estimator}: expected none with soup.mixed_fraction above 0")
 
     @property
     def trained(self) -> int:

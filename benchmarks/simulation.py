@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import sampling
+from benchmarks import sampling, verls
 from benchmarks.plain_engine import PlainEngine, PromptOrder
 from benchmarks.policy import Prompts, Shape, Weights, read_weights, response_logits
 from benchmarks.rewards import compute_score
 from benchmarks.run_inputs import Assets, RunSettings
 from benchmarks.sampling import Given, Sampled
-from benchmarks.update import LossTensors, masked_mean, policy_loss, token_scores
-from soup_verl.method import metrics
+from benchmarks.update import Aggregate, LossTensors, masked_mean, token_scores, with_bonuses
+from soup_verl.method import metrics, step_size
 from soup_verl.method.config import SoupConfig
 from soup_verl.method.down_sampling import trained_rows
 from soup_verl.method.history import GroupPrefixes, PolicyResponse, build_source
@@ -131,6 +131,7 @@ class Simulation:
         tensors = self._loss_tensors(prompts, rollout.ids, batch)  # SoupTrainer._compute_advantage
         if source:
             source.before_update(step)  # SoupTrainer._update_actor
+        self._step_sizes: list[tuple[float, float]] = []
         if one_update:
             parts = [self._optimize(scored, tensors, batch)]  # verl's actor with SegmentLoss
         else:
@@ -138,7 +139,7 @@ class Simulation:
         self.engine.version = step
         if source:
             source.after_update(step)  # SoupTrainer.on_step_end: `snapshot` keeps weights, samples the next prefixes
-        found |= joined_updates(parts)
+        found |= joined_updates(parts) | metrics.step_size_metrics(self._step_sizes)
         found["timing_s/gen"], found["timing_s/step"] = generated - started, time.perf_counter() - started
         return found
 
@@ -236,6 +237,11 @@ class Simulation:
     def _loss_tensors(self, prompts: Prompts, ids: Tensor, batch: StepBatch) -> LossTensors:
         """What the loss reads before the policy moves."""
         tokens, _ = trained_tokens(batch, self.soup)
+        reference = self._reference(prompts, ids)
+        if self.settings.adv_estimator is not None:
+            named, mask = self.settings.adv_estimator, tokens.response_mask
+            of_verl = verls.advantages(named, batch.rewards, batch.uids, mask, norm_by_std=self.settings.norm_by_std)
+            return LossTensors(tokens.old_log_probs, of_verl, mask, reference)
         of_tokens = advantages(
             batch.rewards,
             batch.uids,
@@ -248,7 +254,6 @@ class Simulation:
             log_ratio=tokens.log_ratio,
             policy_loss=self.soup.policy_loss,
         )
-        reference = self._reference(prompts, ids)
         return LossTensors(tokens.old_log_probs, of_tokens, tokens.response_mask, reference)
 
     @torch.no_grad()
@@ -286,28 +291,20 @@ class Simulation:
             settings=InLoss.of(self.soup),
         )
         tensors = replace(tensors, old_log_probs=moved.old_log_probs, advantages=moved.advantages)
-        own, mask = self.soup.policy_loss, tensors.mask
-        tokens = LossTokens(
-            log_probs,
-            moved.old_log_probs,
-            moved.advantages,
-            mask.bool(),
-            prefix_mask=batch.prefix_mask,
-            behavior_log_probs=batch.behavior_log_probs,
-        )
-        of_tokens = loss_of_tokens(tokens, own, self.settings.loss.clip)
-        loss, found = policy_loss(
-            of_tokens.loss, log_probs, entropy, tensors, self.settings.loss, summed=own.name in SQUARED_LOSSES
-        )
+        settings, own = self.settings.loss, self.soup.policy_loss
+        aggregate = settings.aggregate(squared=own.name in SQUARED_LOSSES)
+        loss, measured, of_loss = self._policy_loss(log_probs, tensors, batch, aggregate)
+        loss, found = with_bonuses(loss, log_probs, entropy, tensors, settings, aggregate)
         self.optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), self.settings.grad_clip)
+        self._scale_rate(log_probs.detach(), batch)
         self.optimizer.step()
-        found["actor/grad_norm"] = norm.item()
-        if measured := moved.measured | of_tokens.measured:
-            of_parts = metrics.measured_sums(measured, trained=mask, prefix_mask=batch.prefix_mask)
+        found |= of_loss | {"actor/grad_norm": norm.item()}
+        if measured := moved.measured | measured:
+            of_parts = metrics.measured_sums(measured, trained=tensors.mask, prefix_mask=batch.prefix_mask)
             found |= {MEASURED + key: value for key, value in of_parts.items()}
-        if own.name:  # what "clipped" means is the clip's rule
+        if own.name or settings.mode:  # what "clipped" means is the clip's rule
             return found
         return found | metrics.update_sums(
             log_probs=log_probs.detach(),
@@ -315,7 +312,41 @@ class Simulation:
             advantages=tensors.advantages,
             response_mask=tensors.mask,
             prefix_mask=batch.prefix_mask,
-            clip_ratio_low=self.settings.loss.clip_ratio_low,
-            clip_ratio_high=self.settings.loss.clip_ratio_high,
-            clip_ratio_c=self.settings.loss.clip_ratio_c,
+            clip_ratio_low=settings.clip_ratio_low,
+            clip_ratio_high=settings.clip_ratio_high,
+            clip_ratio_c=settings.clip_ratio_c,
         )
+
+    def _policy_loss(
+        self, log_probs: Tensor, tensors: LossTensors, batch: StepBatch, aggregate: Aggregate
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, float]]:
+        """The loss of a mini-batch, what is measured of each token, and metrics of verl's own."""
+        settings = self.settings.loss
+        if settings.mode is not None:
+            loss, found = verls.policy_loss(
+                log_probs, tensors.old_log_probs, tensors.advantages, tensors.mask.bool(), settings
+            )
+            return loss, {}, found
+        tokens = LossTokens(
+            log_probs,
+            tensors.old_log_probs,
+            tensors.advantages,
+            tensors.mask.bool(),
+            prefix_mask=batch.prefix_mask,
+            behavior_log_probs=batch.behavior_log_probs,
+        )
+        of_tokens = loss_of_tokens(tokens, self.soup.policy_loss, settings.clip)
+        return aggregate(of_tokens.loss, tensors.mask), of_tokens.measured, {}
+
+    def _scale_rate(self, log_probs: Tensor, batch: StepBatch) -> None:
+        """Set the learning rate of the update as `soup.step_size` has it; in a real run the actor's worker does."""
+        rule = self.soup.step_size
+        if rule.rule == "none" or not self.soup.mixing:
+            return
+        sums = step_size.log_sums(log_probs, batch.behavior_log_probs, prefix_mask=batch.prefix_mask)
+        share = step_size.effective_share(sums)
+        factor = step_size.scale(share, rule=rule.rule, rho_base=rule.rho_base)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.lr * factor
+        if share is not None:
+            self._step_sizes.append((share, factor))

@@ -20,7 +20,7 @@ def test_points_are_chosen_by_name_and_the_knob_wins_over_what_holds_for_all():
     (age,) = real_stack.chosen(points, ["lookahead_age/64"])
     settings = real_stack.settings_of(age, 3, {"steps": 100, "soup.lookahead.age": 1})
     assert (settings.steps, settings.seed, settings.soup["lookahead"]["age"]) == (100, 3, 64)
-    assert real_stack.chosen(points, None) == points
+    assert real_stack.chosen(points, None) == [p for p in points if not p.method.startswith("neighbor/")]
     with pytest.raises(ValueError, match="--points none: expected some of grpo, temperature/1.1"):
         real_stack.chosen(points, ["none"])
 
@@ -29,9 +29,10 @@ def test_points_are_chosen_by_name_and_the_knob_wins_over_what_holds_for_all():
 def test_every_point_is_a_run_of_the_recipe_and_most_can_share_processes(tmp_path):
     """A KL to the initial policy needs a reference model in the workers, other batch sizes other workers."""
     configs = {}
-    for point in read_points(GRID, "countdown"):
+    points = read_points(GRID, "countdown")
+    for point in real_stack.chosen(points, None) + real_stack.chosen(points, ["neighbor/dppo_tv/8", "neighbor/opo"]):
         settings = real_stack.settings_of(point, 0, {})
-        configs[point.name] = real_stack._config(assets_of(tmp_path), settings, tmp_path / point.name)
+        configs[point.name] = real_stack._config(assets_of(tmp_path), point, settings, tmp_path / point.name)
         plain = OmegaConf.to_container(configs[point.name], resolve=True)
         check_run(SoupConfig.parse(plain["soup"]), plain)
     apart = {name for name, config in configs.items() if not can_share(configs["grpo"], config)}
@@ -42,6 +43,10 @@ def test_every_point_is_a_run_of_the_recipe_and_most_can_share_processes(tmp_pat
     age = configs["lookahead_age/64"]
     assert (age.soup.lookahead.age, age.soup.prefix_length.high, age.soup.mixed_fraction) == (64, 6, 0.5)
     assert age.actor_rollout_ref.actor.optim.lr == 2e-4
+    dppo = configs["neighbor/dppo_tv/8"]
+    assert dppo.actor_rollout_ref.actor.policy_loss.loss_mode == "dppo_tv" and dppo.soup.lookahead.age == 8
+    assert dppo.algorithm.rollout_correction.bypass_mode and dppo.actor_rollout_ref.actor.loss_scale_factor == 16
+    assert configs["neighbor/opo"].algorithm.adv_estimator == "opo"
 
 
 def test_micro_batches_hold_what_is_trained_on(tmp_path):
