@@ -11,11 +11,17 @@ from tensordict import TensorDict
 from torch.testing import assert_close
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
-from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
+from verl.trainer.ppo.core_algos import agg_loss, get_adv_estimator_fn, get_policy_loss_fn
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.utils.losses import ppo_loss
 
+from benchmarks import neighbors, verls
+from benchmarks.run_inputs import nested as nested_settings
+from benchmarks.run_inputs import parse_settings
+from benchmarks.update import AGGREGATIONS
+from soup_verl.method.policy_losses import LossTokens, loss_of_tokens
+from soup_verl.method.sections import PolicyLossConfig
 from tests.contract.test_batch_contract import nested
 from tests.unit.preflight_files import configure
 
@@ -123,6 +129,52 @@ def test_a_sum_over_tokens_is_divided_by_the_budget_only_where_the_file_names_it
     OmegaConf.resolve(without)
     loss, _ = ppo_loss(omega_conf_to_dataclass(without.actor_rollout_ref.actor), model_output=output, data=data)
     assert loss.item() == pytest.approx(-6 / 2 / 4)
+
+
+# ---- the search instrument ----
+
+
+@pytest.mark.parametrize(
+    "name", ["cispo", "clip_cov", "dppo_kl", "dppo_tv", "dr_grpo", "geo_mean", "gspo", "kl_cov", "sapo"]
+)
+def test_the_instruments_gradient_is_verls_with_the_files_configuration(name):
+    generator = torch.Generator().manual_seed(0)
+    old, new, advantages = (torch.randn(8, 12, generator=generator).double() for _ in range(3))
+    mask = torch.arange(12) < torch.arange(5, 13)[:, None]  # responses of 5 to 12 tokens
+    old, new = (torch.where(mask, x.sigmoid().log(), 0.0) for x in (old, new))
+    torch.manual_seed(1)  # clip_cov draws
+    expected = gradient(name, new, old, advantages, mask)
+    loss = parse_settings(nested_settings(neighbors.read(name, response_length=BUDGET, prompts=4))).loss
+    variable = torch.where(mask, new, torch.nan).requires_grad_()
+    torch.manual_seed(1)
+    if loss.mode is not None:
+        found, _ = verls.policy_loss(variable, old, advantages, mask, loss)
+    else:
+        tokens = LossTokens(variable, old, advantages, mask, prefix_mask=torch.zeros_like(mask), behavior_log_probs=old)
+        of_tokens = loss_of_tokens(tokens, PolicyLossConfig(), loss.clip)
+        found = loss.aggregate(squared=False)(of_tokens.loss, mask)
+    assert_close(torch.autograd.grad(-found, variable)[0], expected)
+    assert expected.abs().max() > 0
+
+
+@pytest.mark.parametrize("mode", AGGREGATIONS)
+def test_the_instrument_aggregates_as_verl(mode):
+    """A response without a token in the loss counts as one, as in verl's trainer, which names the size of the batch."""
+    values = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(6) < torch.tensor([6, 1, 0, 3])[:, None]
+    of_batch = {"dp_size": 1, "batch_num_tokens": 10, "global_batch_size": 4, "loss_scale_factor": 7}
+    expected = agg_loss(values, mask, mode, **of_batch)
+    assert_close(AGGREGATIONS[mode](torch.where(mask, values, torch.nan), mask, scale=7), expected)
+
+
+@pytest.mark.parametrize("name", ["opo", "grpo_passk"])
+def test_the_instruments_advantages_are_verls(name):
+    """Rewards 1, 0, 0 of responses of 1, 2 and 3 tokens: OPO's baseline is 1 / 6."""
+    rewards, mask = torch.tensor([1.0, 0, 0]), torch.arange(3) < torch.tensor([1, 2, 3])[:, None]
+    estimator = neighbors.read(name, response_length=BUDGET, prompts=4)["adv_estimator"]
+    found = verls.advantages(estimator, rewards, ["a"] * 3, mask, norm_by_std=False)
+    by_hand = {"opo": [5 / 6, -1 / 6, -1 / 6], "grpo_passk": [1.0, 0.0, 0.0]}[name]
+    assert_close(found, torch.where(mask, torch.tensor(by_hand)[:, None], 0.0))
 
 
 # ---- estimators ----
