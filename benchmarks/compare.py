@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.analyse import COLUMNS, difference, mean_of, shown, shown_interval, table
 from benchmarks.results import Measured, common_seeds, read_results
+from benchmarks.tables import COLUMNS, difference, mean_of, shown, shown_interval, table
 
 HEADER = ("number", "first", "second", "first − second", "verdict")
 

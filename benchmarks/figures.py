@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
+from math import isinf
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -12,9 +14,13 @@ matplotlib.use("Agg")  # no display needed
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from benchmarks.frontier import upper_hull
 from benchmarks.results import Measured
+from soup_verl.method.intervals import interval
 
 COLOURS = {  # of Okabe and Ito: apart for every colour vision; a side's methods differ by marker
     "grpo": ("#000000",),
@@ -28,26 +34,52 @@ MARKERS = {"grpo": "*", "rival": "sD^v", "soup": "oPXp8dH", "variant": "<>h"}
 def draw_frontier(points: Sequence[Measured], seeds: Sequence[int], ks: Sequence[int], title: str, path: Path) -> None:
     """A panel for each pass@k: means over seeds with standard errors, the knob's value beside each point, the rivals'
     frontier in grey."""
+    rivals = [p for p in points if p.side in ("grpo", "rival")]
     figure, panels = plt.subplots(1, len(ks), figsize=(6 * len(ks) + 4, 6), layout="constrained", squeeze=False)
     for axes, k in zip(panels[0], ks, strict=True):
-        _draw_panel(axes, points, seeds, k)
+        _draw_hull(axes, rivals, seeds, k)
+        _draw_methods(axes, points, seeds, "pass@1", f"pass@{k}")
+        axes.set(xlabel="pass@1 on validation", ylabel=f"pass@{k} on validation")
+    _finish(figure, panels[0], title, path)
+
+
+def draw_per_token(
+    points: Sequence[Measured], seeds: Sequence[int], keys: Sequence[str], title: str, path: Path
+) -> None:
+    """A panel for each number against the tokens decoded for it; in grey the best that a rival has with no more."""
+    rivals = [p for p in points if p.side in ("grpo", "rival")]
+    figure, panels = plt.subplots(1, len(keys), figsize=(6 * len(keys) + 4, 6), layout="constrained", squeeze=False)
+    for axes, key in zip(panels[0], keys, strict=True):
+        means = sorted((mean(p.over(seeds, "decode_tokens")), mean(p.over(seeds, key))) for p in rivals)
+        tokens, values = zip(*means, strict=True)
+        best = list(accumulate(values, max))
+        end = max(mean(p.over(seeds, "decode_tokens")) for p in points)
+        look = {"color": "#BBBBBB", "linewidth": 7, "label": "best rival of no more tokens", "zorder": 0}
+        axes.step([*tokens, end], [*best, best[-1]], where="post", **look)
+        _draw_methods(axes, points, seeds, "decode_tokens", key)
+        axes.set(xlabel="decoded tokens", ylabel=f"{key} on validation")
+        axes.xaxis.set_major_formatter(EngFormatter())
+    _finish(figure, panels[0], title, path)
+
+
+def _finish(figure: Figure, panels: Sequence[Axes], title: str, path: Path) -> None:
+    """Title, grid and legend."""
+    for axes in panels:
+        axes.grid(alpha=0.3)
     figure.suptitle(title)
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
-def _draw_panel(axes: Axes, points: Sequence[Measured], seeds: Sequence[int], k: int) -> None:
-    _draw_hull(axes, [p for p in points if p.side in ("grpo", "rival")], seeds, k)
+def _draw_methods(axes: Axes, points: Sequence[Measured], seeds: Sequence[int], x: str, y: str) -> None:
     places = dict.fromkeys(COLOURS, 0)
     for method in dict.fromkeys(p.method for p in points):
         of_method = [p for p in points if p.method == method]
         side = of_method[0].side
         place, places[side] = places[side], places[side] + 1
         colour, marker = (choices[place % len(choices)] for choices in (COLOURS[side], MARKERS[side]))
-        _draw_method(axes, of_method, seeds, k, colour, marker)
-    axes.set(xlabel="pass@1 on validation", ylabel=f"pass@{k} on validation")
-    axes.grid(alpha=0.3)
+        _draw_method(axes, of_method, seeds, (x, y), colour, marker)
 
 
 def _draw_hull(axes: Axes, rivals: Sequence[Measured], seeds: Sequence[int], k: int) -> None:
@@ -57,16 +89,16 @@ def _draw_hull(axes: Axes, rivals: Sequence[Measured], seeds: Sequence[int], k: 
 
 
 def _draw_method(
-    axes: Axes, points: Sequence[Measured], seeds: Sequence[int], k: int, colour: str, marker: str
+    axes: Axes, points: Sequence[Measured], seeds: Sequence[int], keys: tuple[str, str], colour: str, marker: str
 ) -> None:
-    xs, ys = ([p.over(seeds, key) for p in points] for key in ("pass@1", f"pass@{k}"))
+    xs, ys = ([p.over(seeds, key) for p in points] for key in keys)
     errors = [[stdev(v) / len(v) ** 0.5 if len(v) > 1 else 0.0 for v in values] for values in (xs, ys)]
     means = [[mean(v) for v in values] for values in (xs, ys)]
     size, above = (14, 6) if points[0].side == "grpo" else (8, 3)
     look = {"color": colour, "marker": marker, "markersize": size, "linewidth": 1.2, "elinewidth": 0.8, "alpha": 0.9}
     axes.errorbar(*means, xerr=errors[0], yerr=errors[1], label=points[0].title, zorder=above, **look)
     for x, y, point in zip(*means, points, strict=True):
-        if point.value is not None:
+        if point.value is not None and (len(points) > 1 or keys[0] == "pass@1"):  # many decode as many: less to read
             axes.annotate(str(point.value), (x, y), xytext=(5, 5), textcoords="offset points", fontsize=7, color=colour)
 
 
@@ -108,3 +140,43 @@ def _draw_curve(panels: Sequence[Axes], point: Measured, seeds: Sequence[int], c
         axes.plot(xs, means, color=colour, linestyle="--" if dashed else "-", label=label)
         low, high = ([m + sign * e for m, e in zip(means, errors, strict=True)] for sign in (-1, 1))
         axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def draw_differences(
+    rows: Sequence[tuple[Measured, Sequence[int], bool]], grpo: Measured, keys: Sequence[str], title: str, path: Path
+) -> None:
+    """A line a method, a panel a number: the paired difference to GRPO with its 95% interval.
+
+    Args:
+        rows: point, seeds, and whether they are others than those that chose it; from the top down.
+    """
+    size = (3.4 * len(keys) + 3, 0.26 * len(rows) + 1.8)
+    figure, panels = plt.subplots(1, len(keys), figsize=size, layout="constrained", sharey=True, squeeze=False)
+    places = range(len(rows), 0, -1)
+    for axes, key in zip(panels[0], keys, strict=True):
+        for place, (point, seeds, fresh) in zip(places, rows, strict=True):
+            pairs = zip(point.over(seeds, key), grpo.over(seeds, key), strict=True)
+            found, colour = interval([a - b for a, b in pairs]), COLOURS[point.side][0]
+            width = 0.0 if isinf(found.half_width) else found.half_width
+            face = colour if fresh else "white"
+            axes.errorbar(found.mean, place, xerr=width, color=colour, marker="o", markerfacecolor=face, capsize=2)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set(xlabel=f"{key} − GRPO")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+    names = [point.method + ("" if point.value is None else f" {point.value}") for point, _, _ in rows]
+    panels[0, 0].set_yticks(list(places), names, fontsize=8)
+    panels[0, 0].set_ylim(0.3, len(rows) + 0.7)
+    figure.suptitle(f"{title}: every method at its best knob, 95% intervals", fontsize=11)
+    figure.legend(handles=_sides(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _sides() -> list[Line2D]:
+    """The legend of colours, and of hollow dots."""
+    look = {"marker": "o", "linestyle": ""}
+    said = {"rival": "keeps to on-policy sampling", "soup": "SOUP", "variant": "mixes otherwise"}
+    handles = [Line2D([], [], color=COLOURS[side][0], label=text, **look) for side, text in said.items()]
+    return [*handles, Line2D([], [], color="grey", markerfacecolor="white", label="the seeds that chose it", **look)]

@@ -64,13 +64,18 @@ class Point:
         return {name: getattr(self, name) for name in ("task", "method", "side", "title", "knob", "value")}
 
 
+def read_grid(path: Path) -> dict[str, Any]:
+    """What is written in `grid.yaml`."""
+    return yaml.safe_load(path.read_text())
+
+
 def read_points(path: Path, task: str) -> list[Point]:
     """The points of a task, in the grid's order; last the recipe's neighbours that can be run here.
 
     Raises:
         ValueError: the task is not in the grid, or a method has an unknown side.
     """
-    grid = yaml.safe_load(path.read_text())
+    grid = read_grid(path)
     if task not in grid["tasks"]:
         raise ValueError(f"--tasks {task}: expected some of {', '.join(grid['tasks'])} of {path}")
     methods = grid["methods"] | _neighbors(grid, task)
@@ -116,7 +121,7 @@ def _neighbor(given: dict[str, Any], name: str, settings: dict[str, Any]) -> dic
 
 def not_here(path: Path) -> dict[str, str]:
     """Neighbours of the recipe that are no points of their own -> why."""
-    elsewhere = yaml.safe_load(path.read_text())["neighbors"]["elsewhere"]
+    elsewhere = read_grid(path)["neighbors"]["elsewhere"]
     refused = {name: why for name in neighbors.names() if (why := neighbors.refusal(name)) is not None}
     return {name: f"is the grid's `{point}`" for name, point in elsewhere.items()} | refused
 

@@ -19,11 +19,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks import analyse
-from benchmarks.analyse import table
 from benchmarks.grid import GRID, Point, chosen, folder_of, read_points, run_points
 from benchmarks.results import Group, Measured, read_results
 from benchmarks.simulate import INSTRUMENT
+from benchmarks.tables import shown as in_digits
+from benchmarks.tables import table
 from soup_verl.method.intervals import Interval, interval
 
 POINTS = ("grpo", "lookahead_age/64")
@@ -77,8 +77,8 @@ def shown(name: str, compared: list[tuple[str, Interval, float]]) -> list[list[s
     rows = []
     for number, predicted, value in compared:
         inside = predicted.low <= value <= predicted.high
-        interval_text = f"{analyse.shown(predicted.mean)} ± {analyse.shown(predicted.half_width)}"
-        rows.append([name, number, interval_text, analyse.shown(value), "yes" if inside else "NO"])
+        interval_text = f"{in_digits(predicted.mean)} ± {in_digits(predicted.half_width)}"
+        rows.append([name, number, interval_text, in_digits(value), "yes" if inside else "NO"])
     return rows
 
 

@@ -7,8 +7,8 @@ validation), `checkpoints` (a list of {"step", "pass@1", ..}, the last one final
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,8 +95,21 @@ def _points_of(result: dict[str, Any]) -> Iterator[tuple[dict[str, Any], float |
     yield name, result["value"], last | {key: result.get(key) for key in OF_RUN}
     if result["method"] == "grpo":
         stopped = {"method": STOPPED, "side": "rival", "title": "GRPO stopped early", "knob": "steps"}
+        curve = result.get("curve") or []
+        decoded = {at["step"]: at["decode_tokens"] for at in [{"step": 0, "decode_tokens": 0.0}, *curve] if curve}
         for checkpoint in [{"step": 0} | result["start"], *earlier]:
-            yield stopped, checkpoint["step"], checkpoint
+            yield stopped, checkpoint["step"], checkpoint | {"decode_tokens": decoded.get(checkpoint["step"])}
+
+
+def pooled(results: Mapping[Group, list[Measured]]) -> dict[Group, list[Measured]]:
+    """All sets of seeds of a task and an instrument together: what is searched on the first may be shown on others."""
+    found: dict[Group, dict[str, Measured]] = {}
+    for group, points in results.items():
+        together = found.setdefault(Group(group.task, group.instrument, 0), {})
+        for point in points:
+            by_seed = together[point.name].by_seed if point.name in together else {}
+            together[point.name] = replace(point, by_seed=by_seed | point.by_seed)
+    return {group: list(points.values()) for group, points in found.items()}
 
 
 def common_seeds(points: Sequence[Measured]) -> list[int]:

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # The whole evidence again, resumable: models, the search instrument's grid, its best points on fresh seeds, there also
-# where countdown's questions are seen more often, the main points on the real stack, whether both instruments agree,
-# tables and figures. Hours on two cores: 6 to 12 for the grid (33 points x 5 seeds x 3 tasks), 4 to 6 for the fresh
+# where countdown's questions are seen more often, the recipe's neighbours, the main points on the real stack, whether
+# both instruments agree, tables and figures. Hours on two cores: 6 to 12 for the grid (33 points x 5 seeds x 3 tasks), 4
+# to 6 for the fresh seeds, 2 to 4 for the neighbours (50 points x 3 tasks), 8 to 17 for all methods' best points on fresh
 # seeds, 15 to 23 for the real stack (45 runs of 400 steps), 1 for the agreement.
 #
 #   bash benchmarks/run_all.sh             everything
 #   bash benchmarks/run_all.sh --subset    ten minutes: a few published points again on a new seed; each number must
 #                                          fall into the interval that the published seeds predict
 #   TASKS, SEEDS, WORKERS, POINTS (of the grid), FRESH_POINTS, OFTEN_POINTS, LONG_POINTS, HARD_POINTS, HARD_SIZES_POINTS,
-#   HARD_FRESH_POINTS, HARD_ORDER_POINTS, REAL_POINTS and REAL_SEEDS narrow it; REAL_SEEDS=0 leaves verl out.
-#   What it finds takes the place of benchmarks/raw and of the tables.
+#   HARD_FRESH_POINTS, HARD_ORDER_POINTS, NEIGHBOR_POINTS, REAL_POINTS and REAL_SEEDS narrow it; REAL_SEEDS=0 leaves verl
+#   out. What it finds takes the place of benchmarks/raw and of the tables.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -34,6 +35,7 @@ HARD_FRESH_POINTS=${HARD_FRESH_POINTS:-grpo lookahead_age/8 replay_best/0.5 refe
   replay_gradient_clip/0.3 updates/2}
 HARD_ORDER_POINTS=${HARD_ORDER_POINTS:-grpo lookahead_age/8 replay_best/0.5 learning_rate/0.0002 responses/4 gradient_clip/0.3
   lookahead_age/64 replay_any/0.5 masked/8 reference_kl/0.02 group_size/16 replay_best/0.75}
+NEIGHBOR_POINTS=${NEIGHBOR_POINTS:-neighbor} # all of them
 REAL_POINTS=${REAL_POINTS:-grpo lookahead_age/64 snapshot/8 replay/6 masked/64}
 REAL_SEEDS=${REAL_SEEDS:-3}
 TASKS=${TASKS:-countdown chain_sum order}
@@ -48,6 +50,11 @@ simulate() { # variables of run_simulation.sh
   env ANALYSE=no "$@" bash benchmarks/run_simulation.sh
 }
 simulate TASKS="$TASKS" OUT="$OUT/sim"
+for task in $TASKS; do # one seed is a search; then all methods, neighbours or not, at their best knobs on fresh ones
+  simulate TASKS="$task" SEEDS=1 POINTS="$NEIGHBOR_POINTS" OUT="$OUT/sim"
+  best=$("$PYTHON" -m benchmarks.methods_page --results "$OUT/sim" --task "$task")
+  simulate TASKS="$task" FIRST_SEED=100 POINTS="$best" OUT="$OUT/fresh"
+done
 if [[ " $TASKS " == *" countdown "* ]]; then
   simulate TASKS=countdown FIRST_SEED=100 POINTS="$FRESH_POINTS" OUT="$OUT/fresh"
   simulate TASKS=countdown_96 FIRST_SEED=100 POINTS="$OFTEN_POINTS" OUT="$OUT/fresh"
@@ -73,7 +80,8 @@ if ((REAL_SEEDS > 0)); then
     --seeds "$REAL_SEEDS" --set samples=32
   "$PYTHON" -m benchmarks.keep --results "$OUT/real" --published "$PUBLISHED/real_stack" # the places below are the same
 fi
-"$PYTHON" -m benchmarks.analyse --results "$PUBLISHED" --document docs/results_tables.md --figures docs/figures
+"$PYTHON" -m benchmarks.analyse --results "$PUBLISHED" --methods docs/methods_tables.md \
+  --document docs/results_tables.md --figures docs/figures
 if ((REAL_SEEDS > 0)); then # last: one number in twenty lies outside by chance, and then the exit code is 1
   for points in "countdown --points grpo replay/6" "countdown_96 --points grpo lookahead_age/64"; do
     same="--tasks $points --first-seed 100 --set steps=200 samples=32 evaluate_every=200"

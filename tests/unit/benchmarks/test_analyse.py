@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from benchmarks import analyse
+from benchmarks import analyse, tables
 from benchmarks import results as benchmark_results
 from benchmarks.results import SEEDS_A_SET, Group, common_seeds, read_results
 
@@ -140,12 +140,12 @@ def test_results_of_another_warm_start_are_not_compared(results):
 
 
 def test_only_the_generated_part_of_a_document_changes():
-    document = f"# Results\nby hand\n{analyse.BEGIN}\nold\n{analyse.END}\nand after\n"
-    new = analyse.replace_generated(document, "new")
-    assert new == f"# Results\nby hand\n{analyse.BEGIN}\n\nnew\n\n{analyse.END}\nand after\n"
-    assert analyse.replace_generated(new, "new") == new
+    document = f"# Results\nby hand\n{tables.BEGIN}\nold\n{tables.END}\nand after\n"
+    new = tables.replace_generated(document, "new")
+    assert new == f"# Results\nby hand\n{tables.BEGIN}\n\nnew\n\n{tables.END}\nand after\n"
+    assert tables.replace_generated(new, "new") == new
     with pytest.raises(ValueError, match="expected one line"):
-        analyse.replace_generated("no markers", "new")
+        tables.replace_generated("no markers", "new")
 
 
 def test_a_document_that_is_not_there_is_made(results, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.analyse import BEGIN, END, replace_generated
+from benchmarks.tables import BEGIN, END, replace_generated
 
 ROOT = Path(__file__).parents[3]
 PYTHON = """#!/usr/bin/env bash
@@ -45,14 +45,16 @@ def test_a_grid_of_its_own_leaves_the_published_tables_alone(script, tmp_path):
     assert calls[0].endswith(f"--document {tmp_path}/out/results.md --figures {tmp_path}/out/figures")
 
 
-def test_the_whole_evidence_rewrites_the_page_of_tables_and_no_other(script):
+def test_the_whole_evidence_rewrites_the_pages_of_tables_and_no_other(script):
     done, calls = script("run_all.sh", TASKS="order", REAL_SEEDS="0")
     assert done.returncode == 0, done.stderr
     (analyse,) = [call for call in calls if "benchmarks.analyse" in call]
-    assert analyse.endswith("--results benchmarks/raw --document docs/results_tables.md --figures docs/figures")
+    pages = "--methods docs/methods_tables.md --document docs/results_tables.md --figures docs/figures"
+    assert analyse.endswith(f"--results benchmarks/raw {pages}")
     documents = {page.name: page.read_text() for page in (ROOT / "docs").glob("*.md")}
-    assert [name for name, text in documents.items() if BEGIN in text or END in text] == ["results_tables.md"]
-    assert "instead" in replace_generated(documents["results_tables.md"], "instead")
+    generated = {name for name, text in documents.items() if BEGIN in text or END in text}
+    assert generated == {"results_tables.md", "methods_tables.md"}
+    assert all("instead" in replace_generated(documents[name], "instead") for name in generated)
 
 
 def test_nothing_is_published_of_an_incomplete_grid(script):
@@ -75,6 +77,14 @@ def test_the_fresh_seeds_are_those_of_the_tasks_asked_for(script):
         assert any(f"--tasks {task} --seeds 1 --first-seed 0 --points grpo " in call for call in grids)
     for task, first in (("countdown", 100), ("countdown_96", 100), ("countdown_1200", 100), ("chain_sum_8", 0)):
         assert any(f"--tasks {task} --seeds 5 --first-seed {first} --points grpo " in call for call in grids)
+
+
+def test_neighbours_are_searched_on_one_seed_and_every_methods_best_point_is_run_on_fresh_ones(script, tmp_path):
+    done, calls = script("run_all.sh", TASKS="order", REAL_SEEDS="0")
+    assert done.returncode == 0, done.stderr
+    assert any("--tasks order --seeds 1 --first-seed 0 --points neighbor --shard" in call for call in calls)
+    assert f"-m benchmarks.methods_page --results {tmp_path}/out/sim --task order" in calls
+    assert any("--tasks order --seeds 5 --first-seed 100" in call for call in calls)
 
 
 def test_numbers_outside_are_told_last_by_the_exit_code(script):
