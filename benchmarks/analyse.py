@@ -140,7 +140,7 @@ def section(group: Group, points: list[Measured], figures: Path, ks: Sequence[in
         f"Seeds {', '.join(map(str, seeds))}" + (f"; incomplete and left out: {partial}." if partial else "."),
         f"![pass@1 against pass@k on {group.task}](FIGURES/{figure.name})",
         *learnt,
-        *per_token.section(points, seeds, ["pass@1", f"pass@{ks[-1]}"], title, figures / named("tokens")),
+        *per_token.section(points, seeds, ks[-1], title, figures / named("tokens")),
         *(part for k in ks for part in (summary(points, seeds, k), comparison_table(points, seeds, k))),
         values_table(points, seeds),
     ]

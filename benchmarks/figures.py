@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate
 from math import isinf
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 
 import matplotlib
 
@@ -28,17 +28,19 @@ COLOURS = {  # of Okabe and Ito: apart for every colour vision; a side's methods
     "soup": ("#D55E00", "#E69F00", "#B03A2E", "#CC79A7", "#F0A35E", "#7F3C00", "#A0522D"),
     "variant": ("#009E73", "#4C8C4A", "#88B04B"),
 }
+TOKENS = "decode_tokens"
+LABELS = {"trained_pass@1": "pass@1 on trained questions"}
 MARKERS = {"grpo": "*", "rival": "sD^v", "soup": "oPXp8dH", "variant": "<>h"}
 
 
 def draw_frontier(points: Sequence[Measured], seeds: Sequence[int], ks: Sequence[int], title: str, path: Path) -> None:
     """A panel for each pass@k: means over seeds with standard errors, the knob's value beside each point, the rivals'
     frontier in grey."""
-    rivals = [p for p in points if p.side in ("grpo", "rival")]
+    rivals, looks, every = [p for p in points if p.side in ("grpo", "rival")], _looks(points), {p.name for p in points}
     figure, panels = plt.subplots(1, len(ks), figsize=(6 * len(ks) + 4, 6), layout="constrained", squeeze=False)
     for axes, k in zip(panels[0], ks, strict=True):
         _draw_hull(axes, rivals, seeds, k)
-        _draw_methods(axes, points, seeds, "pass@1", f"pass@{k}")
+        _draw_methods(axes, points, seeds, ("pass@1", f"pass@{k}"), looks, every)
         axes.set(xlabel="pass@1 on validation", ylabel=f"pass@{k} on validation")
     _finish(figure, panels[0], title, path)
 
@@ -46,18 +48,21 @@ def draw_frontier(points: Sequence[Measured], seeds: Sequence[int], ks: Sequence
 def draw_per_token(
     points: Sequence[Measured], seeds: Sequence[int], keys: Sequence[str], title: str, path: Path
 ) -> None:
-    """A panel for each number against the tokens decoded for it; in grey the best that a rival has with no more."""
-    rivals = [p for p in points if p.side in ("grpo", "rival")]
+    """A panel for each number against the tokens decoded for it; in grey the best that a rival has with no more. Values
+    stand beside points that decode less or more than most."""
+    tokens = {p.name: mean(p.over(seeds, TOKENS)) for p in points}
+    usual, looks = median(tokens.values()), _looks(points)
+    apart = {name for name, count in tokens.items() if abs(count - usual) > 0.05 * usual}
     figure, panels = plt.subplots(1, len(keys), figsize=(6 * len(keys) + 4, 6), layout="constrained", squeeze=False)
     for axes, key in zip(panels[0], keys, strict=True):
-        means = sorted((mean(p.over(seeds, "decode_tokens")), mean(p.over(seeds, key))) for p in rivals)
-        tokens, values = zip(*means, strict=True)
+        known = [p for p in points if None not in p.over(seeds, key)]
+        means = sorted((tokens[p.name], mean(p.over(seeds, key))) for p in known if p.side in ("grpo", "rival"))
+        spent, values = (list(part) for part in zip(*means, strict=True))
         best = list(accumulate(values, max))
-        end = max(mean(p.over(seeds, "decode_tokens")) for p in points)
         look = {"color": "#BBBBBB", "linewidth": 7, "label": "best rival of no more tokens", "zorder": 0}
-        axes.step([*tokens, end], [*best, best[-1]], where="post", **look)
-        _draw_methods(axes, points, seeds, "decode_tokens", key)
-        axes.set(xlabel="decoded tokens", ylabel=f"{key} on validation")
+        axes.step([*spent, max(tokens.values())], [*best, best[-1]], where="post", **look)
+        _draw_methods(axes, known, seeds, (TOKENS, key), looks, apart)
+        axes.set(xlabel="decoded tokens", ylabel=LABELS.get(key, f"{key} on validation"))
         axes.xaxis.set_major_formatter(EngFormatter())
     _finish(figure, panels[0], title, path)
 
@@ -72,14 +77,39 @@ def _finish(figure: Figure, panels: Sequence[Axes], title: str, path: Path) -> N
     plt.close(figure)
 
 
-def _draw_methods(axes: Axes, points: Sequence[Measured], seeds: Sequence[int], x: str, y: str) -> None:
+Look = tuple[str, str]
+"""Colour and marker."""
+
+
+def _looks(points: Sequence[Measured]) -> dict[str, Look]:
+    """Method -> its look: a side's methods go through its colours, and then through them again with other markers."""
+    found: dict[str, Look] = {}
     places = dict.fromkeys(COLOURS, 0)
+    for method, side in {p.method: p.side for p in points}.items():
+        place, places[side] = places[side], places[side] + 1
+        colours, markers = COLOURS[side], MARKERS[side]
+        found[method] = colours[place % len(colours)], markers[(place + place // len(colours)) % len(markers)]
+    return found
+
+
+def _draw_methods(
+    axes: Axes,
+    points: Sequence[Measured],
+    seeds: Sequence[int],
+    keys: tuple[str, str],
+    looks: Mapping[str, Look],
+    labelled: Collection[str],
+) -> None:
+    """Every method over its knob by two numbers, with the knob's value beside the points of these names."""
     for method in dict.fromkeys(p.method for p in points):
         of_method = [p for p in points if p.method == method]
-        side = of_method[0].side
-        place, places[side] = places[side], places[side] + 1
-        colour, marker = (choices[place % len(choices)] for choices in (COLOURS[side], MARKERS[side]))
-        _draw_method(axes, of_method, seeds, (x, y), colour, marker)
+        colour, marker = looks[method]
+        _draw_method(axes, of_method, seeds, keys, colour, marker)
+        for point in of_method:
+            if point.value is not None and point.name in labelled:
+                place = tuple(mean(point.over(seeds, key)) for key in keys)
+                how = {"textcoords": "offset points", "fontsize": 7, "color": colour}
+                axes.annotate(str(point.value), place, xytext=(5, 5), **how)
 
 
 def _draw_hull(axes: Axes, rivals: Sequence[Measured], seeds: Sequence[int], k: int) -> None:
@@ -97,9 +127,6 @@ def _draw_method(
     size, above = (14, 6) if points[0].side == "grpo" else (8, 3)
     look = {"color": colour, "marker": marker, "markersize": size, "linewidth": 1.2, "elinewidth": 0.8, "alpha": 0.9}
     axes.errorbar(*means, xerr=errors[0], yerr=errors[1], label=points[0].title, zorder=above, **look)
-    for x, y, point in zip(*means, points, strict=True):
-        if point.value is not None and (len(points) > 1 or keys[0] == "pass@1"):  # many decode as many: less to read
-            axes.annotate(str(point.value), (x, y), xytext=(5, 5), textcoords="offset points", fontsize=7, color=colour)
 
 
 SHOWN = {"grpo": 1, "rival": 3, "soup": 3, "variant": 2}
