@@ -40,8 +40,8 @@ def numbers_of(part: int, parts: int, *, count: int) -> range:
 
 
 def choose(rows: Sequence[int], is_mixed: Sequence[bool], *, numbers: range, seed: int) -> list[int]:
-    """As many of `rows` as there are `numbers`, or all. Of a step's responses half are mixed, those with an even number,
-    as far as there are that many of both kinds.
+    """As many of `rows` as there are `numbers`, or all. Half of a step's are mixed, those with an even number, as far
+    as there are that many of both kinds.
 
     Args:
         rows: the rows to choose from.
