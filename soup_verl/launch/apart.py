@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -10,9 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from uuid import uuid4
 
-from soup_verl.launch import stacks
+from soup_verl.launch.stacks import ProcessTree
 
 GRACE = 60.0
 """Seconds that the work has to end what it started when it is interrupted."""
@@ -30,7 +28,7 @@ class Apart:
     """
 
     def __init__(self, work: Callable[[], object], log: Path):
-        self._mark, self._answers = uuid4().hex, stacks.answers_file()
+        self._tree = ProcessTree()
         self._process = multiprocessing.get_context("fork").Process(target=self._run, args=(work, log))
 
     def __enter__(self) -> Apart:
@@ -49,9 +47,7 @@ class Apart:
             self._process.kill()
             self._process.join()
         signal.signal(signal.SIGTERM, self._at_sigterm)
-        if self.code:
-            stacks.end_all(f"{stacks.RUN}={self._mark}")
-        self._answers.unlink(missing_ok=True)
+        self._tree.close(end=bool(self.code))
 
     def running(self, seconds: float) -> bool:
         """Whether it runs after so many seconds, or has ended before."""
@@ -64,16 +60,12 @@ class Apart:
         return self._process.exitcode
 
     def write_stacks(self, folder: Path) -> str:
-        """As `stacks.write_next`, of the process and whatever it started."""
+        """As `ProcessTree.write_stacks`, its own first."""
         assert self._process.pid is not None, "not started"
-        return stacks.write_next(self._process.pid, self._mark, self._answers, folder)
+        return self._tree.write_stacks(self._process.pid, folder)
 
     def _run(self, work: Callable[[], object], log: Path) -> None:
-        os.setpgid(0, 0)  # a terminal's Ctrl-C reaches the parent, which ends this process itself
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        stacks.listen(self._mark, self._answers)
+        self._tree.begin()
         with log.open("ab") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)

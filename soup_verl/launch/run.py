@@ -60,6 +60,12 @@ def prepare(config: DictConfig) -> None:
         sys.exit(1)
 
 
+def soup_section(config: DictConfig) -> SoupConfig:
+    """The run's `soup:` section, which has been checked or is now."""
+    plain: Any = OmegaConf.to_container(config.soup, resolve=True)
+    return SoupConfig.parse(plain)
+
+
 def check(config: DictConfig) -> None:
     """What must hold before preflight can look at anything: settings in range, and files that exist.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import os
 import signal
@@ -10,6 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 ANSWERS = "SOUP_STACKS"
 """Names the file to which processes write their stacks."""
@@ -21,6 +23,45 @@ ANSWER_LIMIT, END_LIMIT = 2.0, 60.0
 """Seconds a process may take to write its stacks, and all of them to end."""
 
 
+class ProcessTree:
+    """A process that is about to be forked, and whatever it starts: known by a mark in their environment."""
+
+    def __init__(self) -> None:
+        self.mark = uuid4().hex
+        descriptor, name = tempfile.mkstemp(prefix="soup-stacks-")
+        os.close(descriptor)
+        self._answers = Path(name)
+
+    def begin(self) -> None:
+        """In the forked process: it is killed when its parent ends, takes signals as a new program does, and writes its
+        stacks when it is asked, as will every Python process that it starts. A terminal's Ctrl-C reaches the parent,
+        which passes it on."""
+        os.setpgid(0, 0)
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.environ |= {RUN: self.mark, ANSWERS: str(self._answers)}
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(AT_START), os.environ.get("PYTHONPATH")]))
+        faulthandler.register(signal.SIGUSR2, file=self._answers.open("a"), all_threads=True)
+
+    def write_stacks(self, first: int, folder: Path) -> str:
+        """The stacks of its processes, beginning with `first`, in the next `stacks.N.txt` of a folder; what to say of
+        it."""
+        processes = [first, *sorted(set(processes_with(f"{RUN}={self.mark}")) - {first})]
+        file = folder / f"stacks.{len(list(folder.glob('stacks.*.txt'))) + 1}.txt"
+        try:
+            write_stacks(processes, self._answers, file)
+        except OSError as error:
+            return f"no stacks in {file}: {error.strerror}"
+        return f"the stacks of its {len(processes)} processes here: {file}"
+
+    def close(self, *, end: bool) -> None:
+        """The process has ended; with `end` so does whatever it started."""
+        if end:
+            end_all(f"{RUN}={self.mark}")
+        self._answers.unlink(missing_ok=True)
+
+
 def processes_with(variable: str) -> list[int]:
     """Ids of the processes in whose environment `NAME=value` stands, this one left out."""
     found = []
@@ -29,20 +70,6 @@ def processes_with(variable: str) -> list[int]:
             if variable.encode() in (process / "environ").read_bytes().split(b"\0"):
                 found.append(int(process.name))
     return [process for process in found if process != os.getpid()]
-
-
-def answers_file() -> Path:
-    """A new file for the stacks that processes write; whoever asked for it removes it."""
-    descriptor, name = tempfile.mkstemp(prefix="soup-stacks-")
-    os.close(descriptor)
-    return Path(name)
-
-
-def listen(mark: str, answers: Path) -> None:
-    """Have this process, and every Python process it will start, write its stacks to `answers` when it is asked."""
-    os.environ |= {RUN: mark, ANSWERS: str(answers)}
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(AT_START), os.environ.get("PYTHONPATH")]))
-    faulthandler.register(signal.SIGUSR2, file=answers.open("a"), all_threads=True)
 
 
 def write_stacks(processes: Sequence[int], answers: Path, file: Path) -> None:
@@ -58,18 +85,6 @@ def write_stacks(processes: Sequence[int], answers: Path, file: Path) -> None:
             if state["State"].startswith("T"):
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGSTOP)
-
-
-def write_next(first: int, mark: str, answers: Path, folder: Path) -> str:
-    """The stacks of a run's processes, beginning with `first`, in the next `stacks.N.txt` of its folder; what to say of
-    it."""
-    processes = [first, *sorted(set(processes_with(f"{RUN}={mark}")) - {first})]
-    file = folder / f"stacks.{len(list(folder.glob('stacks.*.txt'))) + 1}.txt"
-    try:
-        write_stacks(processes, answers, file)
-    except OSError as error:
-        return f"no stacks in {file}: {error.strerror}"
-    return f"the stacks of its {len(processes)} processes here: {file}"
 
 
 def end_all(variable: str) -> None:

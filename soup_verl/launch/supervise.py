@@ -11,7 +11,6 @@ driver, and with it what the driver started.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -22,13 +21,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from soup_verl.launch import run, stacks, stalls
+from soup_verl.launch import run, stalls
 from soup_verl.launch.finished import FINISHED, is_finished
 from soup_verl.launch.preflight.provenance import RUN_FILE
+from soup_verl.launch.stacks import ProcessTree
 from soup_verl.launch.stalls import StallWatch
 from soup_verl.method.config import SoupConfig
 from soup_verl.records.files import write_json
@@ -71,8 +70,7 @@ class Supervisor:
 
     @cached_property
     def _soup(self) -> SoupConfig:
-        plain: Any = OmegaConf.to_container(self._config.soup, resolve=True)
-        return SoupConfig.parse(plain)
+        return run.soup_section(self._config)
 
     def run(self) -> int:
         """The exit code."""
@@ -103,33 +101,27 @@ class Supervisor:
     def _attempt(self, *, again: bool) -> Ended:
         with suppress(OSError):
             (self._folder / stalls.FILE).unlink()
-        mark, answers = uuid4().hex, stacks.answers_file()
+        tree = ProcessTree()
         sys.stdout.flush()
         sys.stderr.flush()
         # A signal waits until there is a driver to pass it on to, and the driver takes it as its own.
         signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
         driver = os.fork()
         if driver == 0:
-            self._be_the_driver(mark, answers, again)
+            self._be_the_driver(tree, again)
         self._driver, ended = driver, None
         signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         try:
-            ended = self._wait(driver, mark, answers)
+            ended = self._wait(driver, tree)
         finally:
             self._driver = None
-            answers.unlink(missing_ok=True)
-            if ended is None or ended.code or ended.lost:
-                stacks.end_all(f"{stacks.RUN}={mark}")
+            tree.close(end=ended is None or ended.code != 0 or ended.lost is not None)
         return ended
 
-    def _be_the_driver(self, mark: str, answers: Path, again: bool) -> None:
+    def _be_the_driver(self, tree: ProcessTree, again: bool) -> None:
         """In the forked process; does not return."""
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        tree.begin()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
-        os.setpgid(0, 0)  # a terminal's Ctrl-C reaches the supervisor, which passes it on
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        stacks.listen(mark, answers)
         try:
             run.use_platform(self._config)
             if again:
@@ -156,14 +148,14 @@ class Supervisor:
         file = self._folder / name
         return file.exists() and file.stat().st_mtime > self._began
 
-    def _wait(self, driver: int, mark: str, answers: Path) -> Ended:
+    def _wait(self, driver: int, tree: ProcessTree) -> Ended:
         while True:
             ended, status = os.waitpid(driver, os.WNOHANG)
             if ended:
                 return self._ended(driver, os.waitstatus_to_exitcode(status))
             stall = self._watch.stalled(lambda: self._soup.stall_minutes)
             if stall and self._stopped_by is None:
-                return self._end_stalled(stall, driver, mark, answers)
+                return self._end_stalled(stall, driver, tree)
             time.sleep(PERIOD)
 
     def _ended(self, driver: int, code: int) -> Ended:
@@ -182,8 +174,8 @@ class Supervisor:
             return f"{run.ERROR_FILE} cannot be read: {error}"
         return f"{kind.rpartition('.')[2]}: {said}"
 
-    def _end_stalled(self, stall: str, driver: int, mark: str, answers: Path) -> Ended:
-        found = stacks.write_next(driver, mark, answers, self._folder)
+    def _end_stalled(self, stall: str, driver: int, tree: ProcessTree) -> Ended:
+        found = tree.write_stacks(driver, self._folder)
         os.kill(driver, signal.SIGKILL)
         os.waitpid(driver, 0)
         return self._lost(f"RunStalled: {stall}; {found}")

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from soup_verl.launch import run as single
 from soup_verl.launch import stalls
@@ -18,8 +17,6 @@ from soup_verl.launch.apart import Apart
 from soup_verl.launch.finished import is_finished
 from soup_verl.launch.series import can_share, check_together, run_series
 from soup_verl.launch.stalls import StallWatch
-from soup_verl.method.config import SoupConfig
-from soup_verl.method.sections import StallMinutesConfig
 from soup_verl.sweeping import SweepError, say, states
 
 LOCK, LOG = ".lock", "log.txt"
@@ -105,18 +102,13 @@ def _follow(process: Apart, stack: Configs, configs: Configs) -> int | None:
         if now != said:
             say(f"run {names.index(now) + 1} of {len(names)}: {now}")
             said, watch = now, StallWatch(folder)
-        if stall := watch.stalled(partial(_stall_minutes, stack[now])):
+        if stall := watch.stalled(lambda now=now: single.soup_section(stack[now]).stall_minutes):
             error = f"RunStalled: {stall}; {process.write_stacks(folder)}\n"
             with suppress(OSError):  # as on a full disk
                 if not is_finished(stack[now]):
                     (folder / single.ERROR_FILE).write_text(error)
             break
     return process.code
-
-
-def _stall_minutes(config: DictConfig) -> StallMinutesConfig:
-    plain: Any = OmegaConf.to_container(config.soup, resolve=True)
-    return SoupConfig.parse(plain).stall_minutes
 
 
 def _how(code: int | None) -> str:

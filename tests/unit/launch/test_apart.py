@@ -116,4 +116,4 @@ def test_nothing_is_left_with_a_mark(tmp_path):
     with Apart(lambda: None, tmp_path / "log.txt") as process:
         wait_for_the_end(process)
     assert process.code == 0 and stacks.RUN not in os.environ
-    assert stacks.processes_with(f"{stacks.RUN}={process._mark}") == []
+    assert stacks.processes_with(f"{stacks.RUN}={process._tree.mark}") == []
