@@ -22,6 +22,7 @@ IN_FP32 = (f"{ROLLOUT}=float32", f"{ACTOR}.mixed_precision.param_dtype=fp32")
 IN_BF16 = (f"{ROLLOUT}=bfloat16", f"{ACTOR}.mixed_precision.param_dtype=bf16")
 MIXED = (f"{ROLLOUT}=bfloat16", f"{ACTOR}.mixed_precision.param_dtype=fp32")
 LORA = (*IN_BF16, "actor_rollout_ref.model.lora_rank=4", "actor_rollout_ref.model.lora_alpha=64")
+MERGED = (*LORA, "actor_rollout_ref.model.lora.merge=true")
 OFFLOADED = f"{ACTOR}.param_offload=true"
 
 
@@ -31,12 +32,12 @@ def test_a_held_policy_is_sent_and_scores_as_verl_would_have_at_its_step(ranks, 
 
 
 def _find(rank: int, ranks: int, folder: Path) -> list[str]:
-    ways = [(strategy, how) for strategy in STRATEGIES for how in (IN_FP32, IN_BF16, MIXED, LORA)]
+    ways = [(strategy, how) for strategy in STRATEGIES for how in (IN_FP32, IN_BF16, MIXED, LORA, MERGED)]
     ways.append(("fsdp2", (*IN_BF16, OFFLOADED)))  # on a CPU verl cannot offload FSDP1's
     return [
         f"{line} ({strategy}, {how})"
         for strategy, how in ways
-        for line in _wrong(worker_of(strategy, folder, *how), rounds_alone=how is MIXED, adapters=how is LORA)
+        for line in _wrong(worker_of(strategy, folder, *how), rounds_alone=how is MIXED, adapters=how in (LORA, MERGED))
     ]
 
 
@@ -45,9 +46,10 @@ def _wrong(worker, *, rounds_alone: bool, adapters: bool) -> list[str]:
 
     Args:
         rounds_alone: the rollout engine rounds the weights, the actor's forward pass does not.
-        adapters: they are trained and kept, alone and as they are.
+        adapters: they are trained and kept, alone and as they are; verl sends them alone or merged.
     """
     dtype = torch.float32 if adapters else getattr(torch, worker.config.rollout.dtype)
+    alone = adapters and not worker.config.model.lora.merge
     _adam_step(worker)
     first, first_scores = _sent(worker), _scores(worker)
     worker.keep_policy(1)
@@ -65,7 +67,8 @@ def _wrong(worker, *, rounds_alone: bool, adapters: bool) -> list[str]:
         text
         for text, so in {
             "the policy moved next to nothing": (second_scores - first_scores).abs().max() > 0.01,
-            "the names differ": list(sent) == list(first) and all(("lora_" in name) is adapters for name in sent),
+            "the rollout engine gets the same at the next step": not _equal(first, second, dtype),
+            "the names differ": list(sent) == list(first) and all(("lora_" in name) is alone for name in sent),
             "what the rollout engine gets differs": _equal(sent, first, dtype),
             f"the scores differ by {apart}": 0 < apart < 0.01 if rounds_alone else apart == 0,
             "the actor's weights differ afterwards": _equal(after, second, torch.float32),
@@ -93,7 +96,7 @@ def _sent(worker) -> dict[str, torch.Tensor]:
         return
 
     worker.rollout = SimpleNamespace(update_weights=take, resume=resume)
-    worker.layered_summon = worker.peft_merge = False
+    worker.layered_summon, worker.peft_merge = False, bool(worker.config.model.lora.get("merge", False))
     worker.base_sync_done = True
     asyncio.run(worker.update_weights(global_steps=1, mode="naive"))
     worker.rollout = None
