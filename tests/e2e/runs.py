@@ -120,7 +120,12 @@ def _series_runs(assets: Path | None) -> dict[str, tuple[str, ...]]:
         "soup_without_mixing": _SAME,
         "all_trained": (*_SAME, "soup.down_sampling.train_on=4"),  # of four
         "frozen_warm": (*_FROZEN, "trainer.logger=[console,file,tensorboard,wandb]"),
-        "truncated_actor": (*_FROZEN, "actor_rollout_ref.rollout.top_p=0.8", "soup.behavior_log_probs=actor"),
+        "truncated_actor": (
+            *_FROZEN,
+            "actor_rollout_ref.rollout.top_p=0.8",
+            "actor_rollout_ref.rollout.top_k=20",
+            "soup.behavior_log_probs=actor",
+        ),
         **{
             name: (
                 *examples.overrides(name),

@@ -1,5 +1,7 @@
 """Behaviour log-probs are those of the very tokens in the response: on the prefix, after it and across the join."""
 
+import math
+
 import pytest
 import torch
 
@@ -69,9 +71,14 @@ def test_a_response_without_an_end_token_counts_to_its_last_token(rows):
 def test_with_truncated_sampling_the_actors_log_probs_are_of_the_full_softmax_and_the_engines_are_not(run):
     finished = run("truncated_actor")
     assert finished.code == 0, finished.output[-3000:]
+    left_out = []
     for row in mixed(finished.rows(2) + finished.rows(3)):
         prefix = row["prefix_mask"].bool()
         engine, actor = row["rollout_log_probs"], row["recomputed_log_probs"]
         torch.testing.assert_close(engine[prefix], actor[prefix], atol=1e-4, rtol=0)  # rescored by the actor
+        left_out.append((engine - actor)[~prefix])  # minus the log of the mass that the engine samples from
+    apart = torch.cat(left_out)
+    assert apart.min() > -1e-4
+    assert apart.max() > 0.05 - math.log(0.8), "top_k never cuts: top_p alone keeps .8 or more"
     kept_mass = [step["soup/alignment_error_mean"] for step in finished.metrics().values()]
     assert min(kept_mass) > 1e-2  # on continuations the engine leaves out what it never samples
