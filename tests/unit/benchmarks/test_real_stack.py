@@ -45,7 +45,7 @@ def test_every_point_is_a_run_of_the_recipe_and_most_can_share_processes(tmp_pat
     assert age.actor_rollout_ref.actor.optim.lr == 2e-4
     dppo = configs["neighbor/dppo_tv/8"]
     assert dppo.actor_rollout_ref.actor.policy_loss.loss_mode == "dppo_tv" and dppo.soup.lookahead.age == 8
-    assert dppo.algorithm.rollout_correction.bypass_mode and dppo.actor_rollout_ref.actor.loss_scale_factor == 16
+    assert dppo.algorithm.rollout_correction.bypass_mode and dppo.actor_rollout_ref.actor.loss_scale_factor == 14
     assert configs["neighbor/opo"].algorithm.adv_estimator == "opo"
 
 
