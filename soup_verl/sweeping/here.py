@@ -17,6 +17,7 @@ from soup_verl.launch.apart import Apart
 from soup_verl.launch.finished import is_finished
 from soup_verl.launch.series import can_share, check_together, run_series
 from soup_verl.launch.stalls import StallWatch
+from soup_verl.method.sections import StallMinutesConfig
 from soup_verl.sweeping import SweepError, say, states
 
 LOCK, LOG = ".lock", "log.txt"
@@ -102,13 +103,17 @@ def _follow(process: Apart, stack: Configs, configs: Configs) -> int | None:
         if now != said:
             say(f"run {names.index(now) + 1} of {len(names)}: {now}")
             said, watch = now, StallWatch(folder)
-        if stall := watch.stalled(lambda now=now: single.soup_section(stack[now]).stall_minutes):
+        if stall := watch.stalled(partial(_stall_minutes, stack[now])):
             error = f"RunStalled: {stall}; {process.write_stacks(folder)}\n"
             with suppress(OSError):  # as on a full disk
                 if not is_finished(stack[now]):
                     (folder / single.ERROR_FILE).write_text(error)
             break
     return process.code
+
+
+def _stall_minutes(config: DictConfig) -> StallMinutesConfig:
+    return single.soup_section(config).stall_minutes
 
 
 def _how(code: int | None) -> str:
