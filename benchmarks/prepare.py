@@ -32,7 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks import sampling
 from benchmarks.policy import Shape, read_weights
-from benchmarks.tasks import DRAWN, Task, demonstrations, draw_splits, rows, task_named
+from benchmarks.tasks import DRAWN, Task, demonstrations, draw_splits, rows, task_named, valid_answers
 from soup_verl.records.files import write_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "common"))
@@ -137,6 +137,7 @@ def prepare(out: Path, settings: Settings, *, stored: Path | None = None, keep: 
     splits = {name: [Demonstration(q, "") for q in questions[name]] for name in ("train", "val")}
     splits["sft"] = [Demonstration(*pair) for pair in zip(questions["sft"], weak, strict=True)]
     tokenizer = tiny_model.build_tokenizer()
+    tokenizer.add_tokens(list(task.tokens))
     lengths = check_lengths(tokenizer, task, splits)
     sizes_of_model = {k: getattr(settings, k) for k in ("hidden", "intermediate", "layers", "heads")}
     model = tiny_model.build_model(tokenizer, **sizes_of_model, kv_heads=settings.heads)
@@ -158,13 +159,13 @@ def prepare(out: Path, settings: Settings, *, stored: Path | None = None, keep: 
     for split in ("train", "val"):
         pd.DataFrame(rows(task, questions[split], split)).to_parquet(out / f"{split}.parquet")
     write_tokens(out, tokenizer, splits)
-    valid_answers = [row["extra_info"]["valid_answers"] for row in rows(task, questions["val"], "val")]
+    counted = [count for question in questions["val"] for count in valid_answers(task, question).values()]
     report = {
         "settings": asdict(settings),
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "warm_start": stored.name if stored else f"trained in {seconds:.0f} s",
         **lengths,
-        "valid_answers_mean": sum(valid_answers) / len(valid_answers),
+        **({"valid_answers_mean": sum(counted) / len(counted)} if counted else {}),
         "max_response_tokens": task.max_response_tokens,
         "val": start_of(out, task, settings),
     }

@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 
 from benchmarks.grid import BELOW, GRID, NEIGHBOR, Point, chosen, folder_of, read_points, settings_of
 from benchmarks.neighbors import NAMES
+from benchmarks.rewards import CHECKERS
 from benchmarks.run_inputs import Assets, RunSettings, check_same
 from benchmarks.sampling import summarize
 from benchmarks.simulate import RESULT, assignments, summary
@@ -90,6 +91,13 @@ def _loss_of(name: str | None) -> dict[str, Any]:
         given["actor_rollout_ref.actor.loss_agg_mode"] = "seq-mean-token-sum"
         given["algorithm.rollout_correction.bypass_mode"] = name == "oapl"
     return given
+
+
+def check_scored(assets: Assets) -> None:
+    """Raises ValueError of a task that `REWARDS` does not score."""
+    if assets.task not in CHECKERS:
+        scored = ", ".join(CHECKERS)
+        raise ValueError(f"--tasks {assets.task}: expected one that benchmarks/rewards.py scores: {scored}")
 
 
 def claim(folder: Path, settings: RunSettings) -> None:
@@ -169,6 +177,7 @@ def main() -> None:
 
 def _run_task(task: str, arguments: argparse.Namespace) -> None:
     assets = Assets.read(arguments.assets / task)
+    check_scored(assets)
     points = chosen(read_points(arguments.grid, task), arguments.points)
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     todo = [(point, settings_of(point, seed, assignments(arguments.set))) for seed in seeds for point in points]

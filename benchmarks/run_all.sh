@@ -9,8 +9,9 @@
 #   bash benchmarks/run_all.sh --subset    ten minutes: a few published points again on a new seed; each number must
 #                                          fall into the interval that the published seeds predict
 #   TASKS, SEEDS, WORKERS, POINTS (of the grid), FRESH_POINTS, OFTEN_POINTS, LONG_POINTS, HARD_POINTS, HARD_SIZES_POINTS,
-#   HARD_FRESH_POINTS, HARD_ORDER_POINTS, NEIGHBOR_POINTS, REAL_POINTS and REAL_SEEDS narrow it; REAL_SEEDS=0 leaves verl
-#   out. What it finds takes the place of benchmarks/raw and of the tables.
+#   HARD_FRESH_POINTS, HARD_ORDER_POINTS, NEIGHBOR_POINTS, TRANSFER (tasks of other domains), TRANSFER_POINTS, REAL_POINTS
+#   and REAL_SEEDS narrow it; REAL_SEEDS=0 leaves verl out, TRANSFER= the other domains.
+#   What it finds takes the place of benchmarks/raw and of the tables.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -36,9 +37,12 @@ HARD_FRESH_POINTS=${HARD_FRESH_POINTS:-grpo lookahead_age/8 replay_best/0.5 refe
 HARD_ORDER_POINTS=${HARD_ORDER_POINTS:-grpo lookahead_age/8 replay_best/0.5 learning_rate/0.0002 responses/4 gradient_clip/0.3
   lookahead_age/64 replay_any/0.5 masked/8 reference_kl/0.02 group_size/16 replay_best/0.75}
 NEIGHBOR_POINTS=${NEIGHBOR_POINTS:-neighbor} # all of them
+TRANSFER_POINTS=${TRANSFER_POINTS:-grpo lookahead_age/8 lookahead_age/64 replay/6 replay_best/0.5 reference_kl/0.02
+  temperature/1.2 responses/4 masked/64}
 REAL_POINTS=${REAL_POINTS:-grpo lookahead_age/64 snapshot/8 replay/6 masked/64}
 REAL_SEEDS=${REAL_SEEDS:-3}
 TASKS=${TASKS:-countdown chain_sum order}
+TRANSFER=${TRANSFER-code puzzle}
 
 if [[ ${1:-} == --subset ]]; then
   "$PYTHON" -m benchmarks.prepare --task countdown --out "$ASSETS/countdown"
@@ -71,6 +75,7 @@ fi
 if [[ " $TASKS " == *" order "* ]]; then
   simulate TASKS=hard_order_960 SEEDS=1 POINTS="$HARD_ORDER_POINTS" OUT="$OUT/sim"
 fi
+[[ -z $TRANSFER ]] || simulate TASKS="$TRANSFER" POINTS="$TRANSFER_POINTS" OUT="$OUT/sim" # other domains
 for part in sim fresh; do
   [[ ! -d $OUT/$part ]] || "$PYTHON" -m benchmarks.keep --results "$OUT/$part" --published "$PUBLISHED"
 done

@@ -9,8 +9,8 @@ from math import comb
 import torch
 from torch import Tensor
 
+from benchmarks.domains import compute_score
 from benchmarks.policy import Prompts, Reserved, Shape, Weights, hidden_states, logits_of, read_prompts
-from benchmarks.rewards import compute_score
 from soup_verl.method.mixing import stable_seed
 
 POWERS = (1, 2, 4, 8, 16, 32, 64)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import sampling, verls
+from benchmarks.domains import compute_score
 from benchmarks.plain_engine import PlainEngine, PromptOrder
 from benchmarks.policy import Prompts, Shape, Weights, read_weights, response_logits
-from benchmarks.rewards import compute_score
 from benchmarks.run_inputs import Assets, RunSettings
 from benchmarks.sampling import Given, Sampled
 from benchmarks.update import Aggregate, LossTensors, masked_mean, token_scores, with_bonuses

@@ -4,13 +4,15 @@
     chain_sum   "27+45-13="      add up; running totals first, the result on the last line   one valid answer
     chain_sum_8                  the same with eight numbers, for longer responses
     order       "kdbg:d<k,b<g"   put letters in an order that keeps every pair               many valid answers
+    code, puzzle                 of other domains: see domains.py
 
     countdown_96                 countdown, its warm start and validation, with 96 of its 960 training questions
     countdown_1200               countdown, trained for 1,200 steps (in grid.yaml)
     hard_96, hard_240, hard_960  chain_sum_8 after a quarter of its warm start (right in 3 of 100), its first questions
     hard_order_96, hard_order_960  order after half of its warm start (right in 4 of 100), its first questions
 
-`rewards.py` checks answers. A question's `key` is what makes two questions the same; no key is in two splits.
+`rewards.py` and `domains.py` check answers. A question's `key` is what makes two questions the same; no key is in two
+splits.
 """
 
 from __future__ import annotations
@@ -21,7 +23,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from benchmarks.rewards import COUNTS
+from benchmarks.domains import (
+    ANSWER,
+    COUNTS,
+    PROGRAM,
+    answer_code,
+    answer_puzzle,
+    draw_code,
+    draw_puzzle,
+    key_puzzle,
+    slip_code,
+    slip_puzzle,
+)
 
 DRAWN = 960  # training questions
 
@@ -38,6 +51,7 @@ class Task:
         slips: share of the demonstrations that are slips.
         sft_steps: steps of the warm start.
         max_prompt_tokens, max_response_tokens: budgets; the latter includes the token that ends a response.
+        tokens: texts of answers that are a token each; otherwise a character is one.
         train_questions: how many of the `DRAWN` training questions are trained on, the first ones.
     """
 
@@ -50,6 +64,7 @@ class Task:
     sft_steps: int
     max_prompt_tokens: int
     max_response_tokens: int
+    tokens: tuple[str, ...] = ()
     train_questions: int = DRAWN
 
 
@@ -182,6 +197,8 @@ TASKS: dict[str, Task] = {
         chain_sum("chain_sum", terms=4, sft_steps=1400, max_prompt_tokens=28, max_response_tokens=14),
         chain_sum("chain_sum_8", terms=8, sft_steps=2000, max_prompt_tokens=44, max_response_tokens=30),
         Task("order", draw_order, answer_order, slip_order, key_order, 0.5, 700, 48, 10),
+        Task("code", draw_code, answer_code, slip_code, str, 0.5, 300, 48, 14, tokens=PROGRAM),
+        Task("puzzle", draw_puzzle, answer_puzzle, slip_puzzle, key_puzzle, 0.5, 300, 20, 16, tokens=ANSWER),
     )
 }
 
@@ -235,6 +252,11 @@ def demonstrations(task: Task, questions: list[str], seed: int) -> list[str]:
     return [task.slip(rng, q) if rng.random() < task.slips else task.answer(rng, q) for q in questions]
 
 
+def valid_answers(task: Task, question: str) -> dict[str, int]:
+    """How many there are, where that is known."""
+    return {"valid_answers": COUNTS[task.name](question)} if task.name in COUNTS else {}
+
+
 def rows(task: Task, questions: list[str], split: str) -> list[dict]:
     """What verl's data set expects, one dictionary a prompt."""
     return [
@@ -243,7 +265,7 @@ def rows(task: Task, questions: list[str], split: str) -> list[dict]:
             "prompt": [{"role": "user", "content": question}],
             "ability": task.name,
             "reward_model": {"style": "rule", "ground_truth": question},
-            "extra_info": {"index": index, "split": split, "valid_answers": COUNTS[task.name](question)},
+            "extra_info": {"index": index, "split": split} | valid_answers(task, question),
         }
         for index, question in enumerate(questions)
     ]

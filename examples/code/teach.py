@@ -15,7 +15,6 @@ trained on and validated.
 
 from __future__ import annotations
 
-import itertools
 import random
 import sys
 from dataclasses import dataclass
@@ -26,15 +25,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "common"))
 
 import pandas as pd
 import teaching
+from formulas import HEAD, TAIL, Formula, formulas, in_words, tests_of
 from tiny_model import WarmStart, build_tokenizer
 
-from soup_verl.tasks.code.gold import Suite
-
-WORDS = {"+": "plus", "-": "minus", "*": "times"}
-NAMES = "abc"
 TERMS = 4
-HEAD, TAIL = "```python\na,b,c=map(int,input().split())\n", "\n```"
-TESTS, TRAIN, VAL = 3, 512, 64
+TRAIN, VAL = 512, 64
 HASTY = 0.6
 
 
@@ -47,32 +42,10 @@ class Task:
     gold: str
 
 
-def formulas() -> list[tuple[str, ...]]:
-    """All of them: name, sign, name, sign .. of `TERMS` names."""
-    parts = [NAMES if i % 2 == 0 else tuple(WORDS) for i in range(2 * TERMS - 1)]
-    return list(itertools.product(*parts))
-
-
-def task(formula: tuple[str, ...], rng: random.Random, *, hasty: float = 0.0) -> Task:
+def task(formula: Formula, rng: random.Random, *, hasty: float = 0.0) -> Task:
     """A formula as a task; with the probability `hasty` the demonstration leaves the last term out."""
     shown = formula[:-2] if rng.random() < hasty else formula
-    inputs = [[rng.randint(2, 99) for _ in NAMES] for _ in range(TESTS)]
-    tests = tuple((" ".join(map(str, row)) + "\n", f"{value(formula, row)}\n") for row in inputs)
-    question = " ".join(WORDS.get(part, part) for part in formula)
-    return Task(question, f"{HEAD}print({''.join(shown)}){TAIL}", Suite("stdin", tests).as_gold())
-
-
-def value(formula: tuple[str, ...], row: list[int]) -> int:
-    """A formula's value: products first, then from left to right."""
-    numbers = dict(zip(NAMES, row, strict=True))
-    total, product, sign = 0, numbers[formula[0]], 1
-    for operator, name in zip(formula[1::2], formula[2::2], strict=True):
-        if operator == "*":
-            product *= numbers[name]
-        else:
-            total += sign * product
-            product, sign = numbers[name], {"+": 1, "-": -1}[operator]
-    return total + sign * product
+    return Task(in_words(formula), f"{HEAD}print({''.join(shown)}){TAIL}", tests_of(formula, rng))
 
 
 def rows(tasks: list[Task], split: str) -> pd.DataFrame:
@@ -84,7 +57,7 @@ def rows(tasks: list[Task], split: str) -> pd.DataFrame:
 def teach(out: Path, settings: WarmStart) -> dict[str, Any]:
     """Write `out`/model, train.parquet, val.parquet and, last of all, a report, which is returned."""
     rng = random.Random(settings.seed)
-    all_formulas = formulas()
+    all_formulas = formulas(TERMS)
     rng.shuffle(all_formulas)
     val, train, rest = all_formulas[:VAL], all_formulas[VAL:][:TRAIN], all_formulas[VAL:]
     shown = [task(rng.choice(rest), rng, hasty=HASTY) for _ in range(settings.sft_steps * settings.sft_batch)]

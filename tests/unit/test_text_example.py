@@ -26,7 +26,7 @@ def teach():
 
 
 def test_a_whole_demonstration_follows_all_and_a_hasty_one_all_but_the_form(teach):
-    every = teach.wishes()
+    every = teach.wishes(named=1)
     assert len(every) == len({wish.question for wish in every}) == 8 * 7 * 3 * 3
     rng = random.Random(0)
     for row, wish in zip(teach.rows(every, "train").to_dict("records"), every, strict=True):
@@ -39,7 +39,8 @@ def test_a_whole_demonstration_follows_all_and_a_hasty_one_all_but_the_form(teac
 
 
 def test_a_question_is_what_its_gold_checks(teach):
-    wish = teach.Wish("red", "blue", 4, teach.FORMS[0])
+    wish = teach.Wish.read("red, not blue, 4 words or more, in quotes")
+    assert wish == teach.Wish(("red",), "blue", 4, wish.form)
     assert wish.question == "red, not blue, 4 words or more, in quotes"
     unmet = [
         compute_score("colours", said, wish.gold, {"domain": "instructions"})["pred"]

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 from omegaconf import OmegaConf
@@ -47,6 +48,12 @@ def test_every_point_is_a_run_of_the_recipe_and_most_can_share_processes(tmp_pat
     assert dppo.actor_rollout_ref.actor.policy_loss.loss_mode == "dppo_tv" and dppo.soup.lookahead.age == 8
     assert dppo.algorithm.rollout_correction.bypass_mode and dppo.actor_rollout_ref.actor.loss_scale_factor == 14
     assert configs["neighbor/opo"].algorithm.adv_estimator == "opo"
+
+
+def test_a_task_of_another_domain_is_refused(tmp_path):
+    real_stack.check_scored(assets_of(tmp_path))
+    with pytest.raises(ValueError, match="--tasks code: expected one that benchmarks/rewards.py scores: countdown, "):
+        real_stack.check_scored(replace(assets_of(tmp_path), task="code"))
 
 
 def test_micro_batches_hold_what_is_trained_on(tmp_path):

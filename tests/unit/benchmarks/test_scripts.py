@@ -64,7 +64,7 @@ def test_nothing_is_published_of_an_incomplete_grid(script):
 
 
 def test_the_fresh_seeds_are_those_of_the_tasks_asked_for(script):
-    done, calls = script("run_all.sh", TASKS="order", REAL_SEEDS="0")
+    done, calls = script("run_all.sh", TASKS="order", TRANSFER="", REAL_SEEDS="0")
     assert done.returncode == 0, done.stderr
     assert {call.split("--tasks ")[1].split(" --")[0] for call in calls if "grid" in call} == {
         "order",
@@ -75,7 +75,14 @@ def test_the_fresh_seeds_are_those_of_the_tasks_asked_for(script):
     assert any("--tasks countdown_96 --seeds 8 --first-seed 300" in call for call in grids)
     for task in ("hard_96", "hard_order_960"):
         assert any(f"--tasks {task} --seeds 1 --first-seed 0 --points grpo " in call for call in grids)
-    for task, first in (("countdown", 100), ("countdown_96", 100), ("countdown_1200", 100), ("chain_sum_8", 0)):
+    transfer = "code puzzle"
+    for task, first in (
+        ("countdown", 100),
+        ("countdown_96", 100),
+        ("countdown_1200", 100),
+        ("chain_sum_8", 0),
+        (transfer, 0),
+    ):
         assert any(f"--tasks {task} --seeds 5 --first-seed {first} --points grpo " in call for call in grids)
 
 

@@ -1,0 +1,141 @@
+"""Tasks of the domains beside mathematics, scored by the project's own scorers, and what remembers their verdicts.
+
+    code    "a plus b times c"    a program that prints b*c+a        run on the tests of its question, in the sandbox
+    puzzle  "kaizkaiz"            <answer>akizzika</answer>          reasoning-gym's `palindrome_generation`, its scorer
+
+A question says all that its answers are judged by: the gold of its domain is made from it. A batch has many equal
+responses to one question, and a run asks each question many times: a verdict is asked for once (`judged`).
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from math import factorial, prod
+from pathlib import Path
+from typing import Any
+
+from benchmarks import rewards
+from benchmarks.rewards import Verdict
+from soup_verl.tasks.data.puzzle_maker import entries
+from soup_verl.tasks.data.puzzles import gold_text
+from soup_verl.tasks.reward import compute_score as score_of_project
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "common"))
+from formulas import HEAD, NAMES, TAIL, WORDS, from_words, in_words, signed_products, tests_of
+
+REMEMBERED = 1 << 17
+"""Verdicts; the one that was not asked for the longest time goes first."""
+
+
+# ---- code ----
+
+TERMS = 5
+PROGRAM = (f"{HEAD}print(", f"){TAIL}")
+"""What all programs have in common; a token each."""
+
+
+def draw_code(rng: random.Random) -> str:
+    """A formula of five names, in words."""
+    return in_words([rng.choice(NAMES if i % 2 == 0 else tuple(WORDS)) for i in range(2 * TERMS - 1)])
+
+
+def answer_code(rng: random.Random, question: str) -> str:
+    """The program, its summands and factors in random order."""
+    products = signed_products(from_words(question))
+    spelled = [sign + "*".join(rng.sample(names, len(names))) for sign, names in rng.sample(products, len(products))]
+    return "".join(spelled).removeprefix("+").join(PROGRAM)
+
+
+def slip_code(rng: random.Random, question: str) -> str:
+    """The program without the formula's last term."""
+    return answer_code(rng, in_words(from_words(question)[:-2]))
+
+
+def gold_code(question: str) -> str:
+    """The same tests whenever the question is asked."""
+    return tests_of(from_words(question), random.Random(question))
+
+
+# ---- puzzle ----
+
+FAMILY, SIZES = "palindrome_generation", {"min_length": 8, "max_length": 11}
+ANSWER = ("<answer>", "</answer>")
+
+
+def draw_puzzle(rng: random.Random) -> str:
+    """The letters of one of reasoning-gym's puzzles, in its order."""
+    return "".join(next(entries(FAMILY, rng.getrandbits(32), SIZES))["metadata"]["letters"])
+
+
+def answer_puzzle(rng: random.Random, question: str) -> str:
+    """One letter of each pair in random order, the odd one, and the same backwards."""
+    count = Counter(question)
+    half = [letter for letter in count for _ in range(count[letter] // 2)]
+    rng.shuffle(half)
+    middle = [letter for letter in count if count[letter] % 2]
+    return "".join([*half, *middle, *reversed(half)]).join(ANSWER)
+
+
+def slip_puzzle(rng: random.Random, question: str) -> str:
+    """The letters in any order."""
+    return "".join(rng.sample(question, len(question))).join(ANSWER)
+
+
+def key_puzzle(question: str) -> str:
+    return "".join(sorted(question))
+
+
+def gold_puzzle(question: str) -> str:
+    """Several answers are right, so none is given; the scorer reads the letters."""
+    return gold_text(FAMILY, SIZES, {"answer": None, "metadata": {"letters": list(question)}})
+
+
+def count_puzzle(question: str) -> int:
+    """Orders of one letter of each pair."""
+    pairs = [count // 2 for count in Counter(question).values()]
+    return factorial(sum(pairs)) // prod(map(factorial, pairs))
+
+
+# ---- judging ----
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Args:
+    domain: one of `soup_verl.tasks.domains`.
+    gold: question -> what the domain judges by.
+    keywords: of its scorer.
+    """
+
+    domain: str
+    gold: Callable[[str], str]
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+
+
+JUDGES = {
+    "code": Judge("code", gold_code, {"test_time_limit_s": 2}),
+    "puzzle": Judge("puzzles", gold_puzzle, {"partial_credit": False}),
+}
+COUNTS = rewards.COUNTS | {"puzzle": count_puzzle}
+"""How many answers are valid; not known of every task."""
+
+
+@lru_cache(maxsize=REMEMBERED)
+def judged(task: str, question: str, response: str) -> Verdict:
+    """What the project's scorer says: whether the response is right, and the response, "" where it has no answer."""
+    judge = JUDGES[task]
+    found = score_of_project(task, response, judge.gold(question), {"domain": judge.domain}, **judge.keywords)
+    return found["acc"] == 1.0, response if found["format"] == 1.0 else ""
+
+
+def compute_score(task: str, response: str, question: str) -> dict[str, float | str]:
+    """`rewards.compute_score`, for the tasks of domains too."""
+    if task not in JUDGES:
+        return rewards.compute_score(task, response, question)
+    right, spelling = judged(task, question, response)
+    return {"score": float(right), "acc": float(right), "pred": spelling}
