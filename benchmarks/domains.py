@@ -1,7 +1,7 @@
 """Tasks of the domains beside mathematics, scored by the project's own scorers, and what remembers their verdicts.
 
-    code    "a plus b times c"    a program that prints b*c+a        run on the tests of its question, in the sandbox
-    puzzle  "kaizkaiz"            <answer>akizzika</answer>          reasoning-gym's `palindrome_generation`, its scorer
+    code    "a plus b times c"       a program that prints b*c+a      its question's tests, in the sandbox
+    puzzle  "kaizkaiz"               <answer>akizzika</answer>        reasoning-gym's palindrome_generation, its scorer
 
 A question says all that its answers are judged by: the gold of its domain is made from it. A batch has many equal
 responses to one question, and a run asks each question many times: a verdict is asked for once (`judged`).
@@ -63,7 +63,7 @@ def gold_code(question: str) -> str:
 
 # ---- puzzle ----
 
-FAMILY, SIZES = "palindrome_generation", {"min_length": 8, "max_length": 11}
+FAMILY, SIZES = "palindrome_generation", {"min_length": 6, "max_length": 9}
 ANSWER = ("<answer>", "</answer>")
 
 
@@ -101,6 +101,13 @@ def count_puzzle(question: str) -> int:
     return factorial(sum(pairs)) // prod(map(factorial, pairs))
 
 
+PARTS = {
+    "code": (draw_code, answer_code, slip_code, str),
+    "puzzle": (draw_puzzle, answer_puzzle, slip_puzzle, key_puzzle),
+}
+"""`draw`, `answer`, `slip` and `key` of `tasks.Task`."""
+
+
 # ---- judging ----
 
 
@@ -119,7 +126,7 @@ class Judge:
 
 JUDGES = {
     "code": Judge("code", gold_code, {"test_time_limit_s": 2}),
-    "puzzle": Judge("puzzles", gold_puzzle, {"partial_credit": False}),
+    "puzzle": Judge("puzzles", gold_puzzle),
 }
 COUNTS = rewards.COUNTS | {"puzzle": count_puzzle}
 """How many answers are valid; not known of every task."""

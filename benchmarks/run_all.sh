@@ -26,6 +26,8 @@ OFTEN_POINTS=${OFTEN_POINTS:-grpo reference_kl/0.02 reference_kl/0.05 reference_
   lookahead_fraction/0.25 lookahead_fraction/0.75 lookahead_length/2 lookahead_clip/0.1 lookahead_clip/0.4
   lookahead_kl/0.02 lookahead_kl/0.05 snapshot/8 replay/6 masked/64 decoupled/64 whole_response/64}
 LONG_POINTS=${LONG_POINTS:-grpo reference_kl/0.02 lookahead_age/64}
+TRANSFER_POINTS=${TRANSFER_POINTS:-grpo lookahead_age/8 lookahead_age/64 replay/6 replay_best/0.5 reference_kl/0.02
+  temperature/1.2 responses/4 masked/64}
 HARD_POINTS=${HARD_POINTS:-grpo gradient_clip/0.1 gradient_clip/0.3 learning_rate/5e-05 updates/2 group_size/16
   responses/4 reference_kl/0.02 temperature/1.2 entropy_bonus/0.003 pods/4 lookahead_age/1 lookahead_age/8
   lookahead_age/64 lookahead_gradient_clip/0.1 lookahead_gradient_clip/0.3 replay_best/0.5 replay_best/0.75
@@ -37,8 +39,6 @@ HARD_FRESH_POINTS=${HARD_FRESH_POINTS:-grpo lookahead_age/8 replay_best/0.5 refe
 HARD_ORDER_POINTS=${HARD_ORDER_POINTS:-grpo lookahead_age/8 replay_best/0.5 learning_rate/0.0002 responses/4 gradient_clip/0.3
   lookahead_age/64 replay_any/0.5 masked/8 reference_kl/0.02 group_size/16 replay_best/0.75}
 NEIGHBOR_POINTS=${NEIGHBOR_POINTS:-neighbor} # all of them
-TRANSFER_POINTS=${TRANSFER_POINTS:-grpo lookahead_age/8 lookahead_age/64 replay/6 replay_best/0.5 reference_kl/0.02
-  temperature/1.2 responses/4 masked/64}
 REAL_POINTS=${REAL_POINTS:-grpo lookahead_age/64 snapshot/8 replay/6 masked/64}
 REAL_SEEDS=${REAL_SEEDS:-3}
 TASKS=${TASKS:-countdown chain_sum order}

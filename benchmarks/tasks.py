@@ -23,18 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from benchmarks.domains import (
-    ANSWER,
-    COUNTS,
-    PROGRAM,
-    answer_code,
-    answer_puzzle,
-    draw_code,
-    draw_puzzle,
-    key_puzzle,
-    slip_code,
-    slip_puzzle,
-)
+from benchmarks.domains import ANSWER, COUNTS, PARTS, PROGRAM
 
 DRAWN = 960  # training questions
 
@@ -197,8 +186,8 @@ TASKS: dict[str, Task] = {
         chain_sum("chain_sum", terms=4, sft_steps=1400, max_prompt_tokens=28, max_response_tokens=14),
         chain_sum("chain_sum_8", terms=8, sft_steps=2000, max_prompt_tokens=44, max_response_tokens=30),
         Task("order", draw_order, answer_order, slip_order, key_order, 0.5, 700, 48, 10),
-        Task("code", draw_code, answer_code, slip_code, str, 0.5, 300, 48, 14, tokens=PROGRAM),
-        Task("puzzle", draw_puzzle, answer_puzzle, slip_puzzle, key_puzzle, 0.5, 300, 20, 16, tokens=ANSWER),
+        Task("code", *PARTS["code"], 0.5, 300, 48, 14, tokens=PROGRAM),
+        Task("puzzle", *PARTS["puzzle"], 0.3, 300, 20, 14, tokens=ANSWER),
     )
 }
 
