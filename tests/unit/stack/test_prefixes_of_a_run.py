@@ -121,7 +121,7 @@ class Worker(SoupAgentLoopWorker):
 
     def __init__(self, run):
         self.run, self.processor = run, None
-        methods = {"sample_share": super().sample_share, "actor_prompts": super().actor_prompts}
+        methods = {name: getattr(super(Worker, self), name) for name in ("sample_share", "prompt_ids", "actor_prompts")}
         for name, method in methods.items():
             setattr(self, name, SimpleNamespace(remote=lambda *args, method=method: asyncio.run(method(*args))))
 
