@@ -242,11 +242,11 @@ def same_value(gold, answer):
 
 
 @pytest.mark.e2e
-def test_of_68000_pairs_of_different_golds_none_is_right_that_is_not_the_same_value():
+def test_of_34000_pairs_of_different_golds_none_is_right_that_is_not_the_same_value():
     rows = {row["id"]: row for name in BENCHMARKS if name != "gsm8k_test" for row in load(name)}
     of_row = [(g, name) for name, row in rows.items() for g in [row["answer"], *(row.get("alt_answers") or [])]]
     golds, random = sorted(dict(of_row)), Random(0)
-    pairs = [random.sample(golds, 2) for _ in range(68_000)]
+    pairs = [random.sample(golds, 2) for _ in range(34_000)]
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         verdicts = list(threads.map(lambda pair: score(pair[1], pair[0])["score"], pairs))
     accepted = [pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict]
