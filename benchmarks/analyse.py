@@ -167,7 +167,8 @@ def main() -> None:
     try:
         found = read_results(arguments.results)
         arguments.figures.mkdir(parents=True, exist_ok=True)
-        sections = [section(group, selected(points), arguments.figures, arguments.k) for group, points in found.items()]
+        of_tables = {group: kept for group, points in found.items() if (kept := selected(points))}
+        sections = [section(group, points, arguments.figures, arguments.k) for group, points in of_tables.items()]
         pages = {arguments.document: "\n".join(sections)}
         if arguments.methods:
             pages[arguments.methods] = methods_page.page(found, list(read_grid(GRID)["tasks"]), arguments.figures)

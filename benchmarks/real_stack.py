@@ -184,9 +184,7 @@ def _run_task(task: str, arguments: argparse.Namespace) -> None:
     folders = [folder_of(arguments.out, point, settings.seed) for point, settings in todo]
     for (_, settings), folder in zip(todo, folders, strict=True):
         claim(folder, settings)
-    configs = [
-        _config(assets, settings, folder, point) for (point, settings), folder in zip(todo, folders, strict=True)
-    ]
+    configs = [_config(assets, *one, folder) for one, folder in zip(todo, folders, strict=True)]
     run_series(configs)
     for (point, settings), folder in zip(todo, folders, strict=True):
         write_result(assets, settings, point, folder)

@@ -55,7 +55,7 @@ simulate() { # variables of run_simulation.sh
 }
 simulate TASKS="$TASKS" OUT="$OUT/sim"
 for task in $TASKS; do # one seed is a search; then all methods, neighbours or not, at their best knobs on fresh ones
-  simulate TASKS="$task" SEEDS=1 POINTS="$NEIGHBOR_POINTS" OUT="$OUT/sim"
+  simulate TASKS="$task" SEEDS=1 POINTS="grpo $NEIGHBOR_POINTS" OUT="$OUT/sim"
   best=$("$PYTHON" -m benchmarks.methods_page --results "$OUT/sim" --task "$task")
   simulate TASKS="$task" FIRST_SEED=100 POINTS="$best" OUT="$OUT/fresh"
 done

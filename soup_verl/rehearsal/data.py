@@ -129,7 +129,9 @@ def few_rows(files: Sequence[str], count: int, folder: Path, *, prompt_key: str 
 def longest_prompt(run: RunSettings, model: Model) -> int:
     """Tokens of the longest prompt of both splits, by verl's own builder of prompts."""
     template_args = run.get("data.apply_chat_template_kwargs", {})
-    builder = prompt_builder(model.tokenizer, model_type=model.model_type, template_args=template_args)
+    builder = prompt_builder(
+        model.tokenizer, model_type=model.model_type, template_args=template_args, processor=model.processor
+    )
     splits = {split: found.prompts for split in ("train", "val") if (found := read_split(run, split)) is not None}
     return max(
         len(token_ids(builder, run, split, row, prompt))

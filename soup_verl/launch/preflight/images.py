@@ -31,7 +31,8 @@ def media_findings(run: RunSettings, found: Split, processor: Any) -> Iterator[F
         yield from _unreadable(run, processor)
         yield from _misplaced(run, found, column, counts)
         yield _read_ahead(run, found, column)
-    if type(processor).__name__ in NEED_AN_IMAGE and 0 in counts:
+    in_parts = _of_parts(found, run.get("data.prompt_key", "prompt"))  # which may have images of their own
+    if type(processor).__name__ in NEED_AN_IMAGE and 0 in counts and not in_parts:
         expected = f"an image in every row; {counts.count(0)} of {found.rows} have none"
         remedy = "verl's forward pass of this model fails on a micro-batch without an image: leave these rows out."
         yield refused(TOPIC, "train rows without images", "data.image_key", column, expected, remedy)

@@ -118,9 +118,10 @@ def _packing_findings(run: RunSettings) -> list[Finding]:
 def shape_of(config: Any, *, trust_remote_code: bool = False) -> ModelShape:
     """Sizes of the model that transformers builds from `config`; its parameters are counted without memory."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import AutoModelForCausalLM
+    from verl.utils.model import get_hf_auto_model_class
 
-    auto = AutoModelForCausalLM if getattr(config, "vision_config", None) is None else AutoModelForImageTextToText
+    auto = AutoModelForCausalLM if getattr(config, "vision_config", None) is None else get_hf_auto_model_class(config)
     with torch.device("meta"):
         module = auto.from_config(config, trust_remote_code=trust_remote_code)
     text = config.get_text_config()

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -48,6 +49,23 @@ def test_every_point_is_a_run_of_the_recipe_and_most_can_share_processes(tmp_pat
     assert dppo.actor_rollout_ref.actor.policy_loss.loss_mode == "dppo_tv" and dppo.soup.lookahead.age == 8
     assert dppo.algorithm.rollout_correction.bypass_mode and dppo.actor_rollout_ref.actor.loss_scale_factor == 14
     assert configs["neighbor/opo"].algorithm.adv_estimator == "opo"
+
+
+@pytest.mark.e2e  # Hydra, once more
+def test_the_command_gives_every_run_its_own_point(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(real_stack.Assets, "read", lambda folder: assets_of(tmp_path))
+    monkeypatch.setattr(real_stack, "run_series", given.extend)
+    monkeypatch.setattr(real_stack, "write_result", lambda *_: None)
+    points = ["--points", "grpo", "masked/8", "--seeds", "1", "--first-seed", "7"]
+    command = ["real_stack", "--assets", str(tmp_path), "--out", str(tmp_path / "out"), "--tasks", "countdown", *points]
+    monkeypatch.setattr("sys.argv", command)
+    real_stack.main()
+    assert [(run.soup.mixed_fraction, run.soup.prefix_objective, run.soup.seed) for run in given] == [
+        (0, "behavior", 7),
+        (0.5, "masked", 7),
+    ]
+    assert all(Path(run.trainer.default_local_dir).is_relative_to(tmp_path / "out") for run in given)
 
 
 def test_a_task_of_another_domain_is_refused(tmp_path):
