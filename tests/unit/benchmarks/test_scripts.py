@@ -89,7 +89,7 @@ def test_the_fresh_seeds_are_those_of_the_tasks_asked_for(script):
 def test_neighbours_are_searched_on_one_seed_and_every_methods_best_point_is_run_on_fresh_ones(script, tmp_path):
     done, calls = script("run_all.sh", TASKS="order", REAL_SEEDS="0")
     assert done.returncode == 0, done.stderr
-    assert any("--tasks order --seeds 1 --first-seed 0 --points neighbor --shard" in call for call in calls)
+    assert any("--tasks order --seeds 1 --first-seed 0 --points grpo neighbor --shard" in call for call in calls)
     assert f"-m benchmarks.methods_page --results {tmp_path}/out/sim --task order" in calls
     assert any("--tasks order --seeds 5 --first-seed 100" in call for call in calls)
 
