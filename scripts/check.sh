@@ -3,7 +3,7 @@
 # runs on this machine's CPU.
 #   bash scripts/check.sh          under 20 minutes on two cores
 #   bash scripts/check.sh --all    also killed processes, a lost node, evaluation, every run script rehearsed, whole data
-#                                  sets, limits of time and memory; CI runs this. About 51 minutes on two cores with
+#                                  sets, limits of time and memory; CI runs this. About 50 minutes on two cores with
 #                                  nothing else running (30 November 2026)
 #   bash scripts/check.sh --fast   without end-to-end runs: about 4 minutes there
 # SOUP_VENV names the environment's folder (default .venv). A failing stage does not stop the later ones.
