@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +30,11 @@ if TYPE_CHECKING:
 GRID = Path(__file__).with_name("grid.yaml")
 SIDES = ("grpo", "rival", "soup", "variant")
 BELOW = "a name such as `masked` or `neighbor` is all below it; default all but the recipe's neighbours"
+BELOW += "; `neighbor:first` is each of them at its own setting"
 NEIGHBOR = "neighbor/"
 """Begins the name of a point whose settings are those of a file of the recipe."""
+FIRST = ":first"
+"""Ends a name that is, of all below it, the first point of each method."""
 
 
 @dataclass(frozen=True)
@@ -121,14 +125,15 @@ def _neighbor(given: dict[str, Any], name: str, settings: dict[str, Any]) -> dic
 
 def not_here(path: Path) -> dict[str, str]:
     """Neighbours of the recipe that are no points of their own -> why."""
-    elsewhere = read_grid(path)["neighbors"]["elsewhere"]
-    refused = {name: why for name in neighbors.names() if (why := neighbors.refusal(name)) is not None}
-    return {name: f"is the grid's `{point}`" for name, point in elsewhere.items()} | refused
+    grid = read_grid(path)
+    whys = {name: neighbors.refusal(name, prompts=grid["common"]["prompts"]) for name in neighbors.names()}
+    refused = {name: why for name, why in whys.items() if why is not None}
+    return {name: f"is the grid's `{point}`" for name, point in grid["neighbors"]["elsewhere"].items()} | refused
 
 
 def chosen(points: Sequence[Point], names: Sequence[str] | None) -> list[Point]:
-    """The points of these names: `masked/64`, or all of `masked`, or all of `neighbor`. Without names all points but
-    the recipe's neighbours.
+    """The points of these names: `masked/64`, or all of `masked`, or all of `neighbor`, or with `neighbor:first` the
+    first of each of its methods. Without names all points but the recipe's neighbours.
 
     Raises:
         ValueError: there is none of a name.
@@ -137,13 +142,22 @@ def chosen(points: Sequence[Point], names: Sequence[str] | None) -> list[Point]:
         return [point for point in points if not point.name.startswith(NEIGHBOR)]
     found: dict[str, Point] = {}
     for name in names:
-        of_name = {point.name: point for point in points if f"{point.name}/".startswith(f"{name}/")}
-        if not of_name:
-            if name.startswith(NEIGHBOR) and (refused := neighbors.refusal(name.removeprefix(NEIGHBOR))):
-                raise ValueError(f"--points {name}: {refused}")
-            raise ValueError(f"--points {name}: expected some of {', '.join(point.name for point in points)}")
-        found |= of_name
+        top, first, _ = name.partition(FIRST)
+        below = [point for point in points if f"{point.name}/".startswith(f"{top}/")]
+        if not below:
+            raise ValueError(f"--points {name}: {_why_none(points, top)}")
+        if first:
+            below = [next(of_method) for _, of_method in groupby(below, lambda point: point.method)]
+        found |= {point.name: point for point in below}
     return list(found.values())
+
+
+def _why_none(points: Sequence[Point], name: str) -> str:
+    if name.startswith(NEIGHBOR):
+        refused = neighbors.refusal(name.removeprefix(NEIGHBOR), prompts=points[0].settings["prompts"])
+        if refused is not None:
+            return refused
+    return f"expected some of {', '.join(point.name for point in points)}"
 
 
 def settings_of(point: Point, seed: int, for_all: Mapping[str, Any]) -> RunSettings:

@@ -89,12 +89,19 @@ def read(name: str, *, response_length: int, prompts: int) -> dict[str, Any]:
         elif ALIKE.get(key) and value not in ALIKE[key]:
             raise NotHere(f"{key}={value!r}: not on the search instrument: expected {ALIKE[key][0]!r}")
         elif key == MINI_BATCH:
-            found["mini_batches"] = prompts // value
+            found["mini_batches"] = _updates(value, prompts)
     if found.get("soup.source") == "inflight":
         raise NotHere(f"soup.source=inflight: not on the search instrument: {WHY_NOT['soup.source']}")
     if found.get("loss.actor.policy_loss.loss_mode") == "soup":  # `soup.policy_loss.name` says which
         del found["loss.actor.policy_loss.loss_mode"]
     return found
+
+
+def _updates(mini_batch: Any, prompts: int) -> int:
+    if not isinstance(mini_batch, int) or mini_batch < 1 or prompts % mini_batch:
+        expected = f"expected a divisor of the {prompts} prompts of a step"
+        raise NotHere(f"{MINI_BATCH}={mini_batch!r}: not on the search instrument: {expected}")
+    return prompts // mini_batch
 
 
 def _require_known(key: str) -> None:
@@ -109,12 +116,12 @@ def _require_known(key: str) -> None:
     raise NotHere(f"{key}: not on the search instrument: {why}")
 
 
-def refusal(name: str) -> str | None:
-    """Why a file cannot be run here; None where it can, or where there is no such file."""
+def refusal(name: str, *, prompts: int) -> str | None:
+    """Why a file cannot be run here at so many prompts a step; None where it can, or where there is no such file."""
     if name not in names():
         return None
     try:
-        read(name, response_length=1, prompts=1)
+        read(name, response_length=1, prompts=prompts)
     except NotHere as error:
         return str(error)
     return None

@@ -71,6 +71,19 @@ def test_all_below_a_name_are_chosen_and_without_names_no_neighbour():
         grid.chosen(points, ["neighbor/ppo"])
 
 
+def test_each_neighbour_comes_first_at_its_files_own_setting():
+    points = grid.read_points(grid.GRID, "countdown")
+    first = grid.chosen(points, ["neighbor:first"])
+    assert first == list(of_neighbors().values())[::-1]
+    assert [p.name for p in grid.chosen(points, ["grpo", "pods:first"])] == ["grpo", "pods/2"]
+    own = {p.name: neighbors.read(p.method.removeprefix(grid.NEIGHBOR), **SIZES).get(p.knob, p.value) for p in first}
+    assert own == {p.name: p.value for p in first} and own["neighbor/oapl_paired/50"] == 50
+    with pytest.raises(ValueError, match="--points neighbour:first: expected some of grpo"):
+        grid.chosen(points, ["neighbour:first"])
+    with pytest.raises(ValueError, match="--points neighbor/dapo:first: algorithm.filter_groups.enable: not on the"):
+        grid.chosen(points, ["neighbor/dapo:first"])
+
+
 # ---- settings ----
 
 
@@ -119,7 +132,20 @@ def test_what_cannot_be_honoured_is_refused_by_name(files, text, key, why):
     (files / "new.yaml").write_text(f"# @package _global_\n# New: a method.\n{text}\n")
     with pytest.raises(neighbors.NotHere, match=f"^{key}: .*{why}"):
         neighbors.read("new", **SIZES)
-    assert neighbors.refusal("new").startswith(key) and "new" not in of_neighbors()
+    assert neighbors.refusal("new", prompts=12).startswith(key) and "new" not in of_neighbors()
+
+
+@pytest.mark.parametrize(("mini_batch", "updates"), [("4", 3), ("12", 1), ("5", None), ("24", None), ("0", None)])
+def test_a_mini_batch_divides_the_prompts_of_a_step_or_is_refused(files, mini_batch, updates):
+    text = f"actor_rollout_ref: {{actor: {{ppo_mini_batch_size: {mini_batch}}}}}"
+    (files / "new.yaml").write_text(f"# @package _global_\n# New: a method.\n{text}\n")
+    if updates:
+        assert parsed(of_neighbors()["new"]).mini_batches == updates and neighbors.refusal("new", prompts=12) is None
+        return
+    why = f"^{neighbors.MINI_BATCH}={mini_batch}: not on .*: expected a divisor of the 12 prompts of a step$"
+    with pytest.raises(neighbors.NotHere, match=why):
+        neighbors.read("new", **SIZES)
+    assert grid.not_here(grid.GRID)["new"].startswith(f"{neighbors.MINI_BATCH}={mini_batch}: not on")
 
 
 def test_a_soup_key_that_nobody_knows_is_refused_where_the_run_begins(files):
