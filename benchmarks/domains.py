@@ -4,7 +4,8 @@
     puzzle  "kaizkaiz"               <answer>akizzika</answer>        reasoning-gym's palindrome_generation, its scorer
 
 A question says all that its answers are judged by: the gold of its domain is made from it. A batch has many equal
-responses to one question, and a run asks each question many times: a verdict is asked for once (`judged`).
+responses to one question, and a run asks each question many times: a verdict is asked for once (`judged`), but for one
+that the machine may have made wrong.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from formulas import HEAD, NAMES, TAIL, WORDS, from_words, in_words, signed_prod
 
 REMEMBERED = 1 << 17
 """Verdicts; the one that was not asked for the longest time goes first."""
+UNSURE = ("timeout", "memory", "crashed")
+"""A scorer's `error` for which a busy or failing machine may be the reason as well as the response."""
 
 
 # ---- code ----
@@ -132,17 +135,31 @@ COUNTS = rewards.COUNTS | {"puzzle": count_puzzle}
 """How many answers are valid; not known of every task."""
 
 
+class Unsure(Exception):
+    """A verdict that may be another one next time: `args[0]`."""
+
+
 @lru_cache(maxsize=REMEMBERED)
 def judged(task: str, question: str, response: str) -> Verdict:
-    """What the project's scorer says: whether the response is right, and the response, "" where it has no answer."""
+    """What the project's scorer says: whether the response is right, and the response, "" where it has no answer.
+
+    Raises:
+        Unsure: see `UNSURE`; what is raised is not remembered.
+    """
     judge = JUDGES[task]
     found = score_of_project(task, response, judge.gold(question), {"domain": judge.domain}, **judge.keywords)
-    return found["acc"] == 1.0, response if found["format"] == 1.0 else ""
+    verdict = found["acc"] == 1.0, response if found["format"] == 1.0 else ""
+    if found["error"] in UNSURE:
+        raise Unsure(verdict)
+    return verdict
 
 
 def compute_score(task: str, response: str, question: str) -> dict[str, float | str]:
     """`rewards.compute_score`, for the tasks of domains too."""
     if task not in JUDGES:
         return rewards.compute_score(task, response, question)
-    right, spelling = judged(task, question, response)
+    try:
+        right, spelling = judged(task, question, response)
+    except Unsure as unsure:
+        right, spelling = unsure.args[0]
     return {"score": float(right), "acc": float(right), "pred": spelling}

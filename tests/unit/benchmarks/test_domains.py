@@ -84,6 +84,29 @@ def test_a_verdict_is_that_of_the_projects_scorer_and_asked_for_once(name, monke
     assert asked.count("nothing") == 2
 
 
+@NEEDS_NAMESPACES
+@pytest.mark.parametrize("loop", ["while 1: pass", "import os; os.abort()"])
+def test_a_verdict_that_the_machine_may_have_made_wrong_is_asked_for_again(loop, monkeypatch):
+    """The scorer cannot say whether a program or the machine was too slow, nor whose process died."""
+    seconds = {"test_time_limit_s": 1}
+    monkeypatch.setitem(JUDGES, "code", domains.Judge("code", domains.gold_code, seconds))
+    judged.cache_clear()
+    program = f"```python\n{loop}\n```"
+    for _ in range(2):
+        assert compute_score("code", program, FORMULA) == {"score": 0.0, "acc": 0.0, "pred": program}
+    assert judged.cache_info()[:2] == (0, 2) and judged.cache_info().currsize == 0
+
+
+def test_a_puzzle_that_ran_out_of_time_is_judged_again_and_then_remembered(monkeypatch):
+    palindrome, never = "<answer>abcba</answer>", {"time_limit_s": 0.0}
+    judged.cache_clear()
+    with monkeypatch.context() as busy:
+        busy.setitem(JUDGES, "puzzle", domains.Judge("puzzles", domains.gold_puzzle, never))
+        assert compute_score("puzzle", palindrome, "babca")["acc"] == 0.0
+    assert [compute_score("puzzle", palindrome, "babca")["acc"] for _ in range(3)] == [1.0] * 3
+    assert judged.cache_info()[:2] == (2, 2)  # hits, misses
+
+
 def test_the_same_question_has_the_same_gold_and_memory_is_bounded():
     assert all(judge.gold(q) == judge.gold(q) for name, judge in JUDGES.items() for q in [TASKS[name].draw(random)])
     assert judged.cache_info().maxsize == domains.REMEMBERED
