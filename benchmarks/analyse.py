@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,10 +120,9 @@ def section(group: Group, points: list[Measured], figures: Path, ks: Sequence[in
     partial = sorted({seed for point in points for seed in point.by_seed} - set(seeds))
     if not seeds:
         return f"### {group.title}\n\nNo seed is complete yet.\n"
-    slug = re.sub(r"[^a-z]+", "_", group.instrument.split("(")[0].strip().lower())
 
     def named(what: str) -> str:
-        return f"{what}_{group.task}_{slug}_{group.seeds_from}.png"
+        return f"{what}_{group.slug}_{group.seeds_from}.png"
 
     figure = figures / named("frontier")
     title = f"{group.title}: {len(seeds)} seed{'s' * (len(seeds) > 1)}"

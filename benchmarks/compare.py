@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.results import Measured, common_seeds, read_results
+from benchmarks.results import HOW_IT_BEGINS, Measured, common_seeds, of_one_instrument, read_results
 from benchmarks.tables import COLUMNS, difference, mean_of, shown, shown_interval, table
 
 HEADER = ("number", "first", "second", "first − second", "verdict")
@@ -54,12 +54,12 @@ def main() -> None:
     parser.add_argument("points", nargs=2, metavar="METHOD/VALUE")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/raw"), help="folder of result.json files")
     parser.add_argument("--task", required=True)
+    parser.add_argument("--instrument", default="", help=HOW_IT_BEGINS)
     parser.add_argument("--seeds-from", type=int, default=0, help="the set of seeds: 0, 100, 300")
     arguments = parser.parse_args()
     try:
-        groups = read_results(arguments.results)
-        wanted = arguments.task, arguments.seeds_from
-        points = [p for group, found in groups.items() if (group.task, group.seeds_from) == wanted for p in found]
+        found = read_results(arguments.results)
+        points = of_one_instrument(found, arguments.task, arguments.instrument, arguments.seeds_from)
         print(table(HEADER, rows_of(*(named(points, name) for name in arguments.points))))
     except (ValueError, OSError) as error:
         sys.exit(f"compare: {error}")

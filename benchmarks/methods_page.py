@@ -16,7 +16,17 @@ from statistics import mean
 
 from benchmarks.figures import draw_differences
 from benchmarks.grid import GRID, SIDES, not_here
-from benchmarks.results import SEEDS_A_SET, STOPPED, Group, Measured, grpo_of, pooled, read_results
+from benchmarks.results import (
+    HOW_IT_BEGINS,
+    SEEDS_A_SET,
+    STOPPED,
+    Group,
+    Measured,
+    grpo_of,
+    of_one_instrument,
+    pooled,
+    read_results,
+)
 from benchmarks.tables import difference, mean_of, shown, shown_interval, table
 
 CHOSEN_BY = "pass@8"
@@ -115,13 +125,14 @@ def cells(row: Row, grpo: Measured) -> list[str]:
 
 
 def section(group: Group, points: Sequence[Measured], figures: Path) -> str:
-    """The Markdown of one task; draws its figure."""
+    """The Markdown of one task on one instrument; draws its figure."""
     grpo, rows = grpo_of(points), rows_of(points)
-    figure = figures / f"methods_{group.task}.png"
+    figure = figures / f"methods_{group.slug}.png"
+    title = f"{group.task}, {group.instrument}"
     others = [row for row in rows if row.point is not grpo]
     if others:
-        draw_differences([(row.point, row.seeds, row.fresh) for row in others], grpo, SHOWN, group.task, figure)
-    said = [f"### {group.task}, {group.instrument}", f"Points looked at: {sum(row.values for row in rows)}."]
+        draw_differences([(row.point, row.seeds, row.fresh) for row in others], grpo, SHOWN, title, figure)
+    said = [f"### {title}", f"Points looked at: {sum(row.values for row in rows)}."]
     said += [f"![every method against GRPO on {group.task}](FIGURES/{figure.name})"] * bool(others)
     return "\n\n".join([*said, table(HEADER, [cells(row, grpo) for row in rows])]) + "\n"
 
@@ -144,12 +155,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The best point of every method, found on search seeds.")
     parser.add_argument("--results", type=Path, required=True, help="folder with result.json files at any depth")
     parser.add_argument("--task", required=True)
+    parser.add_argument("--instrument", default="", help=HOW_IT_BEGINS)
     arguments = parser.parse_args()
     try:
-        found = {group.task: points for group, points in pooled(read_results(arguments.results)).items()}
-        if arguments.task not in found:
-            raise ValueError(f"--task {arguments.task}: there are results of {', '.join(found)}")
-        print(*(row.point.name.replace(" ", "/") for row in rows_of(found[arguments.task])))
+        found = pooled(read_results(arguments.results))
+        rows = rows_of(of_one_instrument(found, arguments.task, arguments.instrument))
+        print(*(row.point.name.replace(" ", "/") for row in rows))
     except (ValueError, OSError) as error:
         sys.exit(f"methods_page: {error}")
 

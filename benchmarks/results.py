@@ -7,6 +7,7 @@ validation), `checkpoints` (a list of {"step", "pass@1", ..}, the last one final
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,9 @@ STOPPED = "grpo_stopped"
 OF_RUN = ("prefix_kl", "prefix_gradient_lost", "prefix_tokens_share", "train_reward", "train_entropy", "reward_std")
 OF_RUN += ("curve", "reward_at_end", "reward_fall", "response_length", "step_seconds", "seconds", "decode_tokens")
 
+HOW_IT_BEGINS = "how the name of the instrument begins, `search` or `real`; needed where there are results of both"
+"""Of a command's --instrument."""
+
 
 class Group(NamedTuple):
     """Results that are compared with each other: a set of seeds on a task and an instrument."""
@@ -33,6 +37,11 @@ class Group(NamedTuple):
     @property
     def title(self) -> str:
         return f"{self.task}, {self.instrument}, seeds from {self.seeds_from}"
+
+    @property
+    def slug(self) -> str:
+        """Task and instrument in the name of a file."""
+        return f"{self.task}_{re.sub(r'[^a-z]+', '_', self.instrument.split('(')[0].strip().lower())}"
 
 
 @dataclass
@@ -110,6 +119,25 @@ def pooled(results: Mapping[Group, list[Measured]]) -> dict[Group, list[Measured
             by_seed = together[point.name].by_seed if point.name in together else {}
             together[point.name] = replace(point, by_seed=by_seed | point.by_seed)
     return {group: list(points.values()) for group, points in found.items()}
+
+
+def of_one_instrument(
+    results: Mapping[Group, list[Measured]], task: str, instrument: str = "", seeds_from: int = 0
+) -> list[Measured]:
+    """The points of a task on the instrument whose name begins so: numbers of two instruments are never compared.
+
+    Raises:
+        ValueError: there are none, or those of two instruments.
+    """
+    wanted = {group for group in results if (group.task, group.seeds_from) == (task, seeds_from)}
+    found = sorted(group for group in wanted if group.instrument.startswith(instrument))
+    if len(found) > 1:
+        names = " and ".join(group.instrument for group in found)
+        raise ValueError(f"--task {task}: there are results of {names}; choose one with --instrument")
+    if not found:
+        asked = f"--task {task}" + f" --instrument {instrument}" * bool(instrument)
+        raise ValueError(f"{asked}: there are results of {'; '.join(group.title for group in results)}")
+    return results[found[0]]
 
 
 def common_seeds(points: Sequence[Measured]) -> list[int]:

@@ -17,9 +17,12 @@ def checkpoint(step, first, last):
     }
 
 
-def write(folder, method, side, seed, first, last, value=None):
+SEARCH, REAL = "search instrument (plain PyTorch)", "real stack (verl, vLLM)"
+
+
+def write(folder, method, side, seed, first, last, value=None, instrument=SEARCH):
     result = {
-        "instrument": "search instrument (plain PyTorch)",
+        "instrument": instrument,
         "task": "countdown",
         "method": method,
         "side": side,

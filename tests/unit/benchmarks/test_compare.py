@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import compare
 from benchmarks.results import Measured, read_results
-from tests.unit.benchmarks.test_analyse import write
+from tests.unit.benchmarks.test_analyse import REAL, write
 
 
 def point(method, **by_seed):
@@ -46,3 +46,18 @@ def test_points_go_by_the_grids_names(tmp_path, monkeypatch, capsys):
     assert "| pass@1 | 0.300 | 0.150 | +0.150 ± 0.000 | above |" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="no results of 'masked/9'; there are grpo, grpo_stopped/0, grpo_stopped/50"):
         run(monkeypatch, tmp_path, "--seeds-from", "100", "masked/9", "grpo")
+
+
+def test_two_instruments_are_not_mixed(tmp_path, monkeypatch, capsys):
+    for seed in (0, 1):
+        write(tmp_path, "grpo", "grpo", seed, 0.2, 0.4)
+        write(tmp_path, "masked", "variant", seed, 0.3, 0.5, value=8)
+        write(tmp_path / "real", "grpo", "grpo", seed, 0.6, 0.8, instrument=REAL)
+    with pytest.raises(SystemExit, match="there are results of real stack .* and search instrument .*choose"):
+        run(monkeypatch, tmp_path, "masked/8", "grpo")
+    run(monkeypatch, tmp_path, "--instrument", "search", "masked/8", "grpo")
+    assert "| pass@1 | 0.300 | 0.200 | +0.100 ± 0.000 | above |" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no results of 'masked/8'; there are grpo, "):
+        run(monkeypatch, tmp_path, "--instrument", "real", "masked/8", "grpo")
+    with pytest.raises(SystemExit, match="--task countdown: there are results of countdown, .*, seeds from 0; "):
+        run(monkeypatch, tmp_path, "--seeds-from", "100", "masked/8", "grpo")

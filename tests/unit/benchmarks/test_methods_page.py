@@ -1,11 +1,12 @@
 import json
+import re
 import sys
 
 import pytest
 
 from benchmarks import methods_page
 from benchmarks.results import Group, grpo_of, pooled, read_results
-from tests.unit.benchmarks.test_analyse import write
+from tests.unit.benchmarks.test_analyse import REAL, SEARCH, write
 
 
 @pytest.fixture
@@ -59,13 +60,14 @@ def test_a_page_has_a_section_a_task_and_says_who_is_missing_and_why(results, tm
     text = methods_page.page(read_results(results), ["order", "countdown"], tmp_path)
     assert "### order" not in text and "Points looked at: 7." in text
     assert "| neighbor/opo | rival | - | 100 to 101 | +0.000 ± 0.000 | -0.050 ± 0.000 | -0.100 ± 0.000 |" in text
-    assert "(FIGURES/methods_countdown.png)" in text and (tmp_path / "methods_countdown.png").stat().st_size > 10_000
+    figure = "methods_countdown_search_instrument.png"
+    assert f"(FIGURES/{figure})" in text and (tmp_path / figure).stat().st_size > 10_000
     assert "- `dapo`: algorithm.filter_groups.enable: not on the search instrument" in text
 
 
 def test_sets_of_seeds_are_pooled_by_point_task_and_instrument(results):
     ((group, points),) = pooled(read_results(results)).items()
-    assert group == Group("countdown", "search instrument (plain PyTorch)", 0)
+    assert group == Group("countdown", SEARCH, 0)
     by_name = {point.name: sorted(point.by_seed) for point in points}
     assert by_name["lookahead_age 8"] == by_name["grpo_stopped 0"] == [0, 100, 101]
 
@@ -81,3 +83,42 @@ def test_the_command_prints_the_best_points_as_the_grid_takes_them(results, monk
     monkeypatch.setattr(sys, "argv", ["methods_page", "--results", str(results), "--task", "order"])
     with pytest.raises(SystemExit, match="methods_page: --task order: there are results of countdown"):
         methods_page.main()
+
+
+def of_real_stack(folder):
+    """Both instruments' results below one folder; on the real stack age 8 is the better one, and half as good."""
+    for seed in (0, 100):
+        write(folder / "real", "grpo", "grpo", seed, 0.1, 0.2, instrument=REAL)
+        write(folder / "real", "lookahead_age", "soup", seed, 0.1, 0.3, value=8, instrument=REAL)
+        write(folder / "real", "lookahead_age", "soup", seed, 0.1, 0.2, value=64, instrument=REAL)
+
+
+def test_each_instrument_has_a_section_and_a_figure_of_its_own(results, tmp_path, monkeypatch):
+    alone = methods_page.page(read_results(results), ["countdown"], tmp_path)
+    of_real_stack(results)
+    drawn = {}
+    monkeypatch.setattr(methods_page, "draw_differences", lambda *given: drawn.update({given[-1].name: given[-2]}))
+    both = methods_page.page(read_results(results), ["countdown"], tmp_path)
+    before_real, real = both.split(f"### countdown, {REAL}\n")
+    assert alone.startswith(before_real) and before_real.startswith(f"### countdown, {SEARCH}\n")
+    assert "| lookahead_age | soup | x=8 | 100 | +0.000 ± ? | +0.050 ± ? | +0.100 ± ? |" in real
+    assert drawn == {
+        "methods_countdown_real_stack.png": f"countdown, {REAL}",
+        "methods_countdown_search_instrument.png": f"countdown, {SEARCH}",
+    }
+
+
+def test_the_command_takes_one_instrument(results, monkeypatch, capsys):
+    of_real_stack(results)
+    words = ["methods_page", "--results", str(results), "--task", "countdown"]
+    for name, best in (("real", "grpo lookahead_age/8\n"), ("search", "grpo neighbor/opo lookahead_age/64 ")):
+        monkeypatch.setattr(sys, "argv", [*words, "--instrument", name])
+        methods_page.main()
+        assert capsys.readouterr().out.startswith(best)
+    for more, said in (
+        ([], f"--task countdown: there are results of {REAL} and {SEARCH}; choose one with --instrument"),
+        (["--instrument", "toy"], f"--task countdown --instrument toy: there are results of countdown, {SEARCH}"),
+    ):
+        monkeypatch.setattr(sys, "argv", [*words, *more])
+        with pytest.raises(SystemExit, match=re.escape(f"methods_page: {said}")):
+            methods_page.main()
