@@ -21,6 +21,7 @@ from benchmarks.replicate import HEADER, compare, outside, shown
 from benchmarks.results import STOPPED, Group, Measured, read_results
 from benchmarks.tables import table
 
+NUMBERS: tuple[str, ...]
 NUMBERS = ("pass@1", "pass@8", "pass@32", "distinct_valid@32", "train_reward", "train_entropy", "response_length")
 NUMBERS += ("prefix_tokens_share", "prefix_kl", "prefix_gradient_lost", "decode_tokens")
 

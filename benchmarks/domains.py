@@ -104,7 +104,9 @@ def count_puzzle(question: str) -> int:
     return factorial(sum(pairs)) // prod(map(factorial, pairs))
 
 
-PARTS = {
+Draw = Callable[[random.Random], str]
+Answer = Callable[[random.Random, str], str]
+PARTS: dict[str, tuple[Draw, Answer, Answer, Callable[[str], str]]] = {
     "code": (draw_code, answer_code, slip_code, str),
     "puzzle": (draw_puzzle, answer_puzzle, slip_puzzle, key_puzzle),
 }

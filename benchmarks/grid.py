@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -160,7 +160,7 @@ def _why_none(points: Sequence[Point], name: str) -> str:
     return f"expected some of {', '.join(point.name for point in points)}"
 
 
-def settings_of(point: Point, seed: int, for_all: Mapping[str, Any]) -> RunSettings:
+def settings_of(point: Point, seed: int, for_all: dict[str, Any]) -> RunSettings:
     """A point's settings; the knob wins over what holds for all.
 
     Raises:

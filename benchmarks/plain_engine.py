@@ -7,10 +7,11 @@ the search instrument last minutes and are not resumed, so policies are never wr
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -210,6 +211,12 @@ class PlainEngine:
 
     def drop_policy(self, version: int) -> None:
         del self.kept[version]
+
+    def save_policies(self, folder: Path, versions: Sequence[int]) -> None:
+        raise NotImplementedError("a run of the search instrument has no checkpoints")
+
+    def load_policies(self, folder: Path, versions: Sequence[int]) -> None:
+        raise NotImplementedError("a run of the search instrument has no checkpoints")
 
     def kept_bytes(self) -> int:
         return sum(weight.nbytes for policy in self.kept.values() for weight in policy.values())

@@ -148,7 +148,7 @@ def prepare(out: Path, settings: Settings, *, stored: Path | None = None, keep: 
         if keep:
             WARM_STARTS.mkdir(exist_ok=True)
             metadata = {"settings": json.dumps(asdict(settings))}
-            save_model(model, warm_start_file(settings), metadata=metadata)
+            save_model(model, str(warm_start_file(settings)), metadata=metadata)
     else:
         load_model(model.to(torch.bfloat16), stored)
     model.to(torch.float32)

@@ -20,6 +20,7 @@ SAME_START = 0.005
 """How far pass@1 of the untrained model may lie apart in a group; what another processor's rounding does is less."""
 STOPPED = "grpo_stopped"
 """Points made of GRPO's checkpoints: stopping early costs nothing and moves along the same two axes."""
+OF_RUN: tuple[str, ...]
 OF_RUN = ("prefix_kl", "prefix_gradient_lost", "prefix_tokens_share", "train_reward", "train_entropy", "reward_std")
 OF_RUN += ("curve", "reward_at_end", "reward_fall", "response_length", "step_seconds", "seconds", "decode_tokens")
 

@@ -48,6 +48,12 @@ class Rollout:
     batch: StepBatch
 
 
+def known(values: Tensor | None) -> Tensor:
+    """What a `StepBatch` may lack and here never does."""
+    assert values is not None
+    return values
+
+
 def joined_updates(parts: list[dict[str, float]]) -> dict[str, float]:
     """The metrics of a step's updates: verl's as means, the sums of `metrics` finished."""
     of_actor = {key for key in parts[0] if key.startswith("actor/")}
@@ -208,7 +214,7 @@ class Simulation:
         """Metrics of the batch; the source is told what it says."""
         found, _ = self.history.observe(
             batch,
-            key_of_uid={uid: uid for uid in batch.uids},
+            key_of_uid={uid: str(uid) for uid in batch.uids},
             responses=lambda: self._responses(sampled.ids, sampled.batch),
             sampled=sampled.batch,
         )
@@ -216,7 +222,7 @@ class Simulation:
             "critic/score/mean": sampled.batch.rewards.mean().item(),
             "critic/score/std": sampled.batch.rewards.std().item(),
             "response_length/mean": sampled.batch.response_mask.sum(dim=-1).double().mean().item(),
-            "actor/entropy": masked_mean(batch.entropy, batch.response_mask).item(),
+            "actor/entropy": masked_mean(known(batch.entropy), batch.response_mask).item(),
         }
 
     def _responses(self, ids: Tensor, batch: StepBatch) -> Sequence[PolicyResponse]:
@@ -224,14 +230,15 @@ class Simulation:
         found = []
         for row, (uid, length) in enumerate(zip(batch.uids, batch.response_mask.sum(dim=-1).tolist(), strict=True)):
             own = ids[row, :length].numpy().astype(np.int32)
-            log_probs = batch.behavior_log_probs[row, :length].numpy().astype(np.float32)
-            end = (int(own[-1]), float(log_probs[-1])) if own[-1] == self.shape.end_token else (None, None)
-            ended = end[0] is not None
+            log_probs = known(batch.behavior_log_probs)[row, :length].numpy().astype(np.float32)
+            ended = bool(own[-1] == self.shape.end_token)
+            end_token, end_log_prob = (int(own[-1]), float(log_probs[-1])) if ended else (None, None)
             kept = slice(length - ended)
             if not batch.is_mixed[row] and length > ended:
-                facts = (batch.current_version, batch.rewards[row].item(), ended, *end)
+                tokens = (str(uid), own[kept], log_probs[kept])
+                facts = (batch.current_version, batch.rewards[row].item(), ended)
                 solved = bool(batch.solved[row])
-                found.append(PolicyResponse(uid, own[kept], log_probs[kept], *facts, solved=solved))
+                found.append(PolicyResponse(*tokens, *facts, end_token, end_log_prob, solved=solved))
         return found
 
     def _loss_tensors(self, prompts: Prompts, ids: Tensor, batch: StepBatch) -> LossTensors:
@@ -287,7 +294,7 @@ class Simulation:
             tensors.old_log_probs,
             tensors.advantages,
             prefix_mask=batch.prefix_mask,
-            behavior_log_probs=batch.behavior_log_probs,
+            behavior_log_probs=known(batch.behavior_log_probs),
             settings=InLoss.of(self.soup),
         )
         tensors = replace(tensors, old_log_probs=moved.old_log_probs, advantages=moved.advantages)
@@ -333,7 +340,7 @@ class Simulation:
             tensors.advantages,
             tensors.mask.bool(),
             prefix_mask=batch.prefix_mask,
-            behavior_log_probs=batch.behavior_log_probs,
+            behavior_log_probs=known(batch.behavior_log_probs),
         )
         of_tokens = loss_of_tokens(tokens, self.soup.policy_loss, settings.clip)
         return aggregate(of_tokens.loss, tensors.mask), of_tokens.measured, {}
@@ -343,7 +350,7 @@ class Simulation:
         rule = self.soup.step_size
         if rule.rule == "none" or not self.soup.mixing:
             return
-        sums = step_size.log_sums(log_probs, batch.behavior_log_probs, prefix_mask=batch.prefix_mask)
+        sums = step_size.log_sums(log_probs, known(batch.behavior_log_probs), prefix_mask=batch.prefix_mask)
         share = step_size.effective_share(sums)
         factor = step_size.scale(share, rule=rule.rule, rho_base=rule.rho_base)
         for group in self.optimizer.param_groups:

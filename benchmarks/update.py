@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -114,8 +114,8 @@ class LossTensors:
 
     def rows(self, some: slice) -> LossTensors:
         """A part of the batch."""
-        parts = (getattr(self, f.name) for f in fields(self))
-        return LossTensors(*(None if part is None else part[some] for part in parts))
+        reference = None if self.reference_log_probs is None else self.reference_log_probs[some]
+        return LossTensors(self.old_log_probs[some], self.advantages[some], self.mask[some], reference)
 
 
 def with_bonuses(

@@ -5,7 +5,7 @@ The import takes some seconds, once a process.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,7 @@ def _actor(settings: LossSettings) -> Any:
     )
 
 
-def advantages(estimator: str, rewards: Tensor, uids: Sequence[str], mask: Tensor, *, norm_by_std: bool) -> Tensor:
+def advantages(estimator: str, rewards: Tensor, uids: Sequence[Hashable], mask: Tensor, *, norm_by_std: bool) -> Tensor:
     """verl's advantages of each token, (batch, response_length).
 
     Args:

@@ -52,7 +52,7 @@ stage format "$python" -m ruff format --check .
 mapfile -t shell < <(git ls-files '*.sh' .ci/run)
 stage shell "$venv/bin/shellcheck" --shell=bash --external-sources "${shell[@]}"
 stage docker "$venv/bin/hadolint" docker/Dockerfile
-stage types "$python" -m mypy soup_verl
+stage types "$python" -m mypy soup_verl benchmarks
 # pytest exits with 5 when it finds no test: that is a failure here too.
 stage tests "$python" -m pytest -m "not e2e" -n 2
 # One worker where tests share runs, which it makes two at a time; a file a worker for the rest.
