@@ -69,7 +69,7 @@ fi
 if [[ " $TASKS " == *" chain_sum "* ]]; then
   simulate TASKS=chain_sum_8 POINTS="grpo lookahead_age/64 whole_response/64" OUT="$OUT/sim"
   simulate TASKS=hard_96 SEEDS=1 POINTS="$HARD_POINTS" OUT="$OUT/sim" # one seed: a search
-  simulate TASKS="hard_240 hard_960" SEEDS=1 POINTS="$HARD_SIZES_POINTS" OUT="$OUT/sim"
+  simulate TASKS="hard_240 hard_960 hard_weak_96 hard_fair_96" SEEDS=1 POINTS="$HARD_SIZES_POINTS" OUT="$OUT/sim"
   simulate TASKS=hard_96 FIRST_SEED=100 POINTS="$HARD_FRESH_POINTS" OUT="$OUT/fresh"
 fi
 if [[ " $TASKS " == *" order "* ]]; then
