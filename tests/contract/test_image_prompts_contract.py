@@ -77,8 +77,12 @@ def test_an_image_that_is_none_is_refused_with_its_row(look, rows):
     assert error.startswith("data.train_files=") and "processor takes; row 5 from 0: cannot identify" in error
 
 
-def test_few_rows_are_read_where_any_has_an_image(look, rows, monkeypatch):
-    monkeypatch.setattr(prompts, "IMAGE_ROWS", {"train": 3, "val": 2})
+def test_few_images_are_read(look, rows, monkeypatch):
+    monkeypatch.setattr(prompts, "IMAGES_READ", {"train": 3, "val": 2})
     found, _ = look(rows)
     assert "of 3 of 8 rows" in found["train prompt length"].how
     assert "of 2 of 8 rows" in found["val prompt length"].how
+    for i in rows.index:
+        rows.at[i, "prompt"] = [{"role": "user", "content": "<image>" * 2}]
+        rows.at[i, "images"] = [*rows.at[i, "images"]] * 2
+    assert "of 2 of 8 rows" in look(rows, max_prompt_length=64)[0]["train prompt length"].how  # four images

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,9 @@ from soup_verl.method.checks import ConfigError
 from soup_verl.stack.prompt_builder import prompt_builder
 from soup_verl.tasks.chat_template import has_parts, is_text_message
 
-IMAGE_ROWS = {"train": 100, "val": 25}
-"""Where any of a split's sampled rows has an image, so many of them are looked at, drawn at random: the processor takes
-some ten milliseconds for a large image."""
+IMAGES_READ = {"train": 100, "val": 25}
+"""Of a split. Where any of its sampled rows has an image, rows are drawn from these at random until so many images are
+read: Qwen2-VL's processor takes 60 ms for one of 1024 x 1024 pixels."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,23 @@ def sampled_prompts(
     rows = None
     if images_can_be_read(processor) and any(images[row] for row in prompts):
         rows = _rows_of_verl(run, found, builder.tokenizer, processor)
-        drawn = random.Random(0).sample(sorted(prompts), min(IMAGE_ROWS[split], len(prompts)))
-        prompts = {row: prompts[row] for row in sorted(drawn)}
+        prompts = {row: prompts[row] for row in _drawn(list(prompts), images, IMAGES_READ[split])}
     for row, prompt in prompts.items():
         if rows is not None and images[row] and images[row] == places(prompt) and not others[row]:
             ids = _token_ids_with_images(builder, run, split, rows, row)
         else:
             ids = token_ids(builder, run, split, row, prompt)
         yield SampledPrompt(row, ids, images[row])
+
+
+def _drawn(rows: list[int], images: Sequence[int], most: int) -> list[int]:
+    """Rows at random, in their order, until they have as many images as that."""
+    drawn: list[int] = []
+    for row in random.Random(0).sample(rows, len(rows)):
+        if sum(images[i] for i in drawn) >= most:
+            break
+        drawn.append(row)
+    return sorted(drawn)
 
 
 def token_ids(builder: Any, run: RunSettings, split: str, row: int, prompt: Any) -> list[int]:
