@@ -23,7 +23,7 @@ from benchmarks.tables import table
 
 NUMBERS: tuple[str, ...]
 NUMBERS = ("pass@1", "pass@8", "pass@32", "distinct_valid@32", "train_reward", "train_entropy", "response_length")
-NUMBERS += ("prefix_tokens_share", "prefix_kl", "prefix_gradient_lost", "decode_tokens")
+NUMBERS += ("prefix_tokens_share", "prefix_kl", "prefix_gradient_lost", "decode_tokens", "reward_at_end")
 
 
 def by_task(results: dict[Group, list[Measured]]) -> dict[tuple[str, str], Measured]:

@@ -25,7 +25,7 @@ from benchmarks.neighbors import NAMES
 from benchmarks.rewards import CHECKERS
 from benchmarks.run_inputs import Assets, RunSettings, check_same
 from benchmarks.sampling import summarize
-from benchmarks.simulate import RESULT, assignments, summary
+from benchmarks.simulate import DECODED, RESULT, assignments, curve, summary
 from recipe.soup.main_series import compose
 from soup_verl.launch.series import run_series
 from soup_verl.method.sections import SQUARED_LOSSES
@@ -117,7 +117,7 @@ def claim(folder: Path, settings: RunSettings) -> None:
 def write_result(assets: Assets, settings: RunSettings, point: Point, folder: Path) -> dict[str, Any]:
     """What the run's log and validation samples say, in the form of the search instrument."""
     log = run_log.read(folder)
-    history = list(log.values())
+    history = [data | {DECODED: decoded(data)} for data in log.values()]
     result = {
         "instrument": INSTRUMENT,
         "task": assets.task,
@@ -126,9 +126,10 @@ def write_result(assets: Assets, settings: RunSettings, point: Point, folder: Pa
         "settings": asdict(settings),
         "start": assets.start,
         "checkpoints": [{"step": step} | validation(folder, step, log) for step in validated(folder)],
-        "decode_tokens": sum(decoded(data) for data in history),
+        "decode_tokens": sum(data[DECODED] for data in history),
         "seconds": sum(data["timing_s/step"] for data in history),
         **summary(history),
+        "curve": curve(history),
     }
     write_json(folder / RESULT, result)
     return result
@@ -153,7 +154,7 @@ def decoded(data: dict[str, float]) -> float:
     """Response tokens that had to be decoded for a step; without mixing all of them."""
     segments = ("prefix", "continuation", "onpolicy")
     every = sum(data.get(f"soup/{segment}_tokens_total", 0.0) for segment in segments)
-    return data.get("soup/decode_tokens_total", every)
+    return data.get(DECODED, every)
 
 
 def main() -> None:

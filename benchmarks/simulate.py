@@ -47,6 +47,8 @@ MEANS = {
 """Reported as means over the steps that logged them."""
 LAST = 50
 """Steps that `reward_at_end` is a mean of."""
+DECODED = "soup/decode_tokens_total"
+"""Response tokens that a step had to decode."""
 
 
 def validate(simulation: Simulation, rows: Sequence[dict[str, Any]] | None = None) -> dict[str, float]:
@@ -95,7 +97,7 @@ def run(assets: Assets, settings: RunSettings, out: Path, label: dict[str, Any])
         "settings": asdict(settings),
         "start": assets.start,
         "checkpoints": checkpoints,
-        "decode_tokens": sum(data["soup/decode_tokens_total"] for data in history),
+        "decode_tokens": sum(data[DECODED] for data in history),
         "seconds": time.perf_counter() - started,
         **summary(history),
         "curve": curve(history),
@@ -127,7 +129,7 @@ def curve(history: Sequence[dict[str, float]], width: int = 25) -> list[dict[str
     found, tokens = [], 0.0
     for start in range(0, len(history), width):
         part = history[start : start + width]
-        tokens += sum(data["soup/decode_tokens_total"] for data in part)
+        tokens += sum(data[DECODED] for data in part)
         rewards = [data["soup/onpolicy_reward_mean"] for data in part if "soup/onpolicy_reward_mean" in data]
         if rewards:
             found.append({"step": start + len(part), "decode_tokens": tokens, "reward": mean(rewards)})

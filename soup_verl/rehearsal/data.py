@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from soup_verl.launch.preflight import Model
-from soup_verl.launch.preflight.data import token_ids
 from soup_verl.launch.preflight.files import read_split
+from soup_verl.launch.preflight.prompts import builder_of, sampled_prompts
 from soup_verl.launch.preflight.run_settings import RunSettings
 from soup_verl.rehearsal.processes import StageFailed
-from soup_verl.stack.prompt_builder import prompt_builder
 from soup_verl.tasks.data.datasets import find_dataset
 from soup_verl.tasks.data.puzzles import is_puzzles
 
@@ -128,16 +127,12 @@ def few_rows(files: Sequence[str], count: int, folder: Path, *, prompt_key: str 
 
 def longest_prompt(run: RunSettings, model: Model) -> int:
     """Tokens of the longest prompt of both splits, by verl's own builder of prompts."""
-    template_args = run.get("data.apply_chat_template_kwargs", {})
-    builder = prompt_builder(
-        model.tokenizer, model_type=model.model_type, template_args=template_args, processor=model.processor
-    )
-    splits = {split: found.prompts for split in ("train", "val") if (found := read_split(run, split)) is not None}
-    return max(
-        len(token_ids(builder, run, split, row, prompt))
-        for split, prompts in splits.items()
-        for row, prompt in prompts.items()
-    )
+    builder = builder_of(run, model.tokenizer, model.model_type, model.processor)
+    splits = {split: found for split in ("train", "val") if (found := read_split(run, split)) is not None}
+    prompts = [sampled_prompts(run, split, found, builder, model.processor) for split, found in splits.items()]
+    if not (lengths := [len(prompt.token_ids) for of_split in prompts for prompt in of_split]):
+        raise StageFailed("every prompt is made of parts: expected messages of text, which a rehearsal can measure")
+    return max(lengths)
 
 
 def as_list(files: Any) -> list[str]:

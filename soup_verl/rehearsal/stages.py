@@ -144,7 +144,7 @@ class Rehearsal:
         """The script's own settings, for GPUs; then those of the small run, by the run itself."""
         whole = preflight.settings_of(self._config)
         model = self._looked_at
-        data = preflight.look_at_data(self._with_enough_rows(whole), model.tokenizer, model.model_type)
+        data = preflight.look_at_data(self._with_enough_rows(whole), model.tokenizer, model.model_type, model.processor)
         report = preflight.report(self._config, whole, GPUS, model, data)
         report.write(self._folder)
         report.raise_if_refused()

@@ -9,7 +9,7 @@ rescored               -> the actor's forward pass, through TransferQueue
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,8 +36,8 @@ CURRENT = "soup_current"
 SCORES = "soup_scores"
 """TransferQueue partition of the prefixes that the actor is to score, and of the responses that it is to unlearn."""
 IMAGES_AT_ONCE = 64
-"""Prompts with images whose prefixes the actor scores at once: what it reads of an image is larger than its pixels (8
-times for Qwen2-VL), and is there for every prefix."""
+"""Prompts with images whose responses are handed to the actor at once, to be scored or unlearned: what it reads of an
+image is larger than its pixels (8 times for Qwen2-VL), and is in TransferQueue for every response."""
 
 
 @dataclass(frozen=True)
@@ -166,9 +166,7 @@ class TrainerPolicyEngine:
         if self.rescoring is None or not _historical(groups):
             return groups
         rows = self._rows(step)
-        size = IMAGES_AT_ONCE if any(images_key(row["raw_prompt"]) for row in rows) else len(rows)
-        parts = [slice(start, start + size) for start in range(0, len(rows), size)]
-        return [group for part in parts for group in self._rescored(step, rows[part], groups[part])]
+        return [group for part in _parts(rows) for group in self._rescored(step, rows[part], groups[part])]
 
     def _rescored(self, step: int, rows: list[dict[str, Any]], groups: list[GroupPrefixes]) -> list[GroupPrefixes]:
         assert self.rescoring is not None
@@ -207,12 +205,19 @@ class TrainerPolicyEngine:
     @contextmanager
     def actor_unlearned(self, step: int, groups: list[GroupPrefixes], settings: ForgetConfig) -> Iterator[list[float]]:
         assert self.unlearning is not None
-        prompts = self.manager.actor_prompts(step, list(map(to_send, self._rows(step))))
-        rows = [(prompt, p) for prompt, g in zip(prompts, groups, strict=True) for p in g.by_session.values()]
+        rows = self._rows(step)
+        responses = (self._with_prompts(step, rows[part], groups[part]) for part in _parts(rows))
         self.workers.save_model_to_cpu(CURRENT)
-        yield unlearn_on_actor(self.workers, rows, settings=settings, how=self.unlearning)
+        yield unlearn_on_actor(self.workers, responses, settings=settings, how=self.unlearning)
         self.workers.restore_model_from_cpu(CURRENT)
         self.workers.clear_cpu_model(CURRENT)
+
+    def _with_prompts(
+        self, step: int, rows: list[dict[str, Any]], groups: list[GroupPrefixes]
+    ) -> list[tuple[ActorPrompt, Prefix]]:
+        """The responses of these groups, each with its prompt."""
+        prompts = self.manager.actor_prompts(step, list(map(to_send, rows)))
+        return [(prompt, p) for prompt, g in zip(prompts, groups, strict=True) for p in g.by_session.values()]
 
     @contextmanager
     def rollout_awake(self, version: int) -> Iterator[None]:
@@ -226,6 +231,12 @@ class TrainerPolicyEngine:
 
     def load_policies(self, folder: Path, versions: Sequence[int]) -> None:
         self.workers.read_kept_policies(str(folder), list(versions))
+
+
+def _parts(rows: Sequence[dict[str, Any]]) -> list[slice]:
+    """Of a batch's prompts: all together, or `IMAGES_AT_ONCE` where any has an image."""
+    size = IMAGES_AT_ONCE if any(images_key(row["raw_prompt"]) for row in rows) else len(rows)
+    return [slice(start, start + size) for start in range(0, len(rows), size)]
 
 
 def _historical(groups: Sequence[GroupPrefixes]) -> list[tuple[int, int]]:
@@ -254,7 +265,7 @@ def log_probs_of_actor(
         rows_a_rank: verl's micro-batch size, whose multiple each rank must get; short of it, the first row is repeated.
     """
     rows = [_actor_fields(prompt, response) for prompt, response in sequences]
-    with _queued(worker_group, rows, padding=rows[0], rows_a_rank=rows_a_rank, temperature=temperature) as batch:
+    with _queued(worker_group, [rows], rows_a_rank=rows_a_rank, temperature=temperature) as batch:
         batch.extra_info["compute_loss"] = False
         worker_group.compute_log_prob(batch)
         stored = tq.kv_batch_get(keys=batch.keys, partition_id=SCORES, select_fields=["log_probs", "response_mask"])
@@ -264,7 +275,7 @@ def log_probs_of_actor(
 
 def unlearn_on_actor(
     worker_group: Any,
-    responses: Sequence[tuple[ActorPrompt, Prefix]],
+    responses: Iterable[Sequence[tuple[ActorPrompt, Prefix]]],
     *,
     settings: ForgetConfig,
     how: Unlearning,
@@ -273,38 +284,44 @@ def unlearn_on_actor(
 
     Args:
         worker_group: verl's actor workers.
-        responses: (prompt, response), at least one.
+        responses: (prompt, response), at least one, in parts that are handed over one after the other.
     """
-    rows = [
-        _actor_fields(prompt, r.token_ids) | {"old_log_probs": torch.tensor(r.log_probs)} for prompt, r in responses
-    ]
-    nothing = torch.zeros_like(rows[0]["loss_mask"])
-    padding = rows[0] | {"response_mask": nothing, "loss_mask": nothing}
-    with _queued(
-        worker_group, rows, padding=padding, rows_a_rank=how.rows_a_rank, temperature=how.temperature
-    ) as batch:
+    parts = (
+        [_actor_fields(prompt, r.token_ids) | {"old_log_probs": torch.tensor(r.log_probs)} for prompt, r in part]
+        for part in responses
+    )
+    with _queued(worker_group, parts, rows_a_rank=how.rows_a_rank, temperature=how.temperature) as batch:
         batch.extra_info[FORGET] = settings
         return worker_group.unlearn(batch)["metrics"]["grad_norms"]
 
 
 @contextmanager
 def _queued(
-    worker_group: Any, rows: list[dict[str, Any]], *, padding: dict[str, Any], rows_a_rank: int, temperature: float
+    worker_group: Any, parts: Iterable[list[dict[str, Any]]], *, rows_a_rank: int, temperature: float
 ) -> Iterator[KVBatchMeta]:
-    """A batch for the actor in TransferQueue, gone after the block: `rows`, and `padding` up to a multiple of
-    `rows_a_rank` a rank."""
+    """A batch for the actor in TransferQueue, gone after the block: rows, put there part by part, then the first again
+    without any loss, up to a multiple of `rows_a_rank` a rank."""
     if "actor" not in worker_group._dispatch_info:
         worker_group._dispatch_info["actor"] = worker_group._query_dispatch_info("actor")
     ranks = max(worker_group._dispatch_info["actor"]) + 1
-    padded = [*rows, *[padding] * (-len(rows) % (ranks * rows_a_rank))]
-    run = uuid4().hex
-    keys = [f"{run}_{i}" for i in range(len(padded))]
-    tags = [{"seq_len": len(row["input_ids"])} for row in padded]
-    tq.kv_batch_put(keys=keys, partition_id=SCORES, fields=list_of_dict_to_tensordict(padded), tags=tags)
-    batch = KVBatchMeta(partition_id=SCORES, keys=keys, tags=tags)
+    run, tags, first = uuid4().hex, list[dict[str, Any]](), dict[str, Any]()
+
+    def put(rows: list[dict[str, Any]]) -> None:
+        own = [{"seq_len": len(row["input_ids"])} for row in rows]
+        keys = [f"{run}_{i}" for i in range(len(tags), len(tags) + len(rows))]
+        tq.kv_batch_put(keys=keys, partition_id=SCORES, fields=list_of_dict_to_tensordict(rows), tags=own)
+        tags.extend(own)
+
+    for part in filter(None, parts):
+        first = first or part[0]
+        put(part)
+    if lacking := -len(tags) % (ranks * rows_a_rank):
+        nothing = torch.zeros_like(first["loss_mask"])
+        put([first | {"response_mask": nothing, "loss_mask": nothing}] * lacking)
+    batch = KVBatchMeta(partition_id=SCORES, keys=[f"{run}_{i}" for i in range(len(tags))], tags=tags)
     batch.extra_info.update({"calculate_entropy": False, "temperature": temperature})
     yield batch
-    tq.kv_clear(keys=keys, partition_id=SCORES)
+    tq.kv_clear(keys=batch.keys, partition_id=SCORES)
 
 
 def _actor_fields(prompt: ActorPrompt, response: Sequence[int]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def prompt_builder(
     model_type: str | None,
     template_args: Mapping[str, Any] | None = None,
     processor: Any = None,
+    processor_args: Mapping[str, Any] | None = None,
 ) -> Any:
     """verl's builder of prompts; `build_initial_tokens(messages)` gives the token ids that a response continues.
 
@@ -38,9 +39,14 @@ def prompt_builder(
         model_type: what `fitting_model_type` gave.
         template_args: `data.apply_chat_template_kwargs`.
         processor: verl's, of a model that takes images.
+        processor_args: `data.mm_processor_kwargs`.
     """
     from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
     return create_continuous_token_builder(
-        tokenizer, hf_model_type=model_type, chat_template_kwargs=dict(template_args or {}), processor=processor
+        tokenizer,
+        hf_model_type=model_type,
+        chat_template_kwargs=dict(template_args or {}),
+        mm_processor_kwargs=dict(processor_args or {}),
+        processor=processor,
     )

@@ -57,6 +57,7 @@ from soup_verl.stack.dynamic_sampling import DynamicPolicyEngine, NotingReplayBu
 from soup_verl.stack.images import images_key, prompt_key
 from soup_verl.stack.policy_engine import Rescoring, TrainerPolicyEngine, Unlearning
 from soup_verl.stack.prompt_stream import ReadAheadLoader
+from soup_verl.stack.reward_workers import tell_exits
 from soup_verl.stack.rollout import GROUP_PREFIXES, IMAGES, ORDINAL
 from soup_verl.stack.validation import ExplainedValidation
 
@@ -84,6 +85,10 @@ class SoupStages(ExplainedValidation, DownSampling):
         super().__init__(config)
 
     # ------------------------------ set up ------------------------------
+
+    def _setup(self) -> None:
+        super()._setup()
+        tell_exits(self.reward_loop_manager)
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()

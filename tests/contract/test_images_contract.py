@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from verl.models.transformers import qwen2_vl
+from verl.utils.model import extract_multi_modal_inputs
 from verl.workers.rollout.replica import TokenOutput
 
 from soup_verl.launch.preflight import look_at_model
@@ -114,11 +115,14 @@ def test_stored_responses_are_found_by_the_images_too(worker, rows):
     assert keys[0] != keys[1] and {key.rpartition(":")[2] for key in keys} == {prompt_hash(ids[0])}
 
 
+FIELDS = ("input_ids", "position_ids", "prompts", "responses", "response_mask", "loss_mask")
+
+
 def test_the_actor_scores_a_prefix_with_what_verl_stores_of_such_a_response(worker, rows):
     stored = session(worker, rows[1])
     (prompt,) = asyncio.run(worker.actor_prompts(6, rows[1:]))
     ours = _actor_fields(prompt, stored["responses"].tolist())
-    for name in ("input_ids", "position_ids", "prompts", "responses", "response_mask", "loss_mask"):
+    for name in FIELDS:
         torch.testing.assert_close(ours[name], stored[name], rtol=0, atol=0)
     assert (
         ours["position_ids"].shape == (4, len(ours["input_ids"]))
@@ -128,6 +132,24 @@ def test_the_actor_scores_a_prefix_with_what_verl_stores_of_such_a_response(work
     assert ours["multi_modal_inputs"].keys() == inputs.keys() >= {"pixel_values", "image_grid_thw"}
     for name, value in inputs.items():
         torch.testing.assert_close(ours["multi_modal_inputs"][name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("rope", ["in three dimensions", "in one"])
+def test_the_actor_scores_a_prefix_of_text_as_verl_stores_it_too(worker, rows, monkeypatch, rope):
+    """What a processor makes for each token, of text all zeros, verl pads with zeros: where the model has no M-RoPE (as
+    Gemma4) it is there, and need not be as long as the sequence."""
+    if rope == "in one":
+        monkeypatch.delattr(worker.processor, "get_rope_index")
+    row = rows[0] | {"raw_prompt": [{"role": "user", "content": "3?"}]}
+    stored = session(worker, row)
+    (prompt,) = asyncio.run(worker.actor_prompts(6, [row]))
+    ours = _actor_fields(prompt, stored["responses"].tolist())
+    for name in FIELDS:
+        torch.testing.assert_close(ours[name], stored[name], rtol=0, atol=0)
+    assert ours["position_ids"].dim() == (2 if rope == "in three dimensions" else 1)
+    both = extract_multi_modal_inputs([ours["multi_modal_inputs"], stored["multi_modal_inputs"]])
+    assert both.keys() == (set() if rope == "in three dimensions" else {"mm_token_type_ids"})
+    assert all(len(values) == 2 and not values.any() for values in both.values())
 
 
 def test_preflight_reads_such_a_model_and_says_why_a_processor_is_missing(folder):
@@ -150,3 +172,19 @@ def test_verls_forward_pass_of_a_qwen2_vl_needs_an_image_in_every_micro_batch(fo
     model = Qwen2VLForConditionalGeneration.from_pretrained(folder / vision.MODEL)
     with pytest.raises(AttributeError, match="mean"):
         qwen2_vl._get_input_embeds(model.model, torch.tensor([[20, 21]]))
+
+
+@pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash-attn is there")
+def test_verls_packed_attention_of_a_qwen2_vl_needs_flash_attn(folder):
+    """Why preflight refuses `use_remove_padding` of it on a CPU. Where this no longer fails, that refusal can go."""
+    from transformers import Qwen2VLForConditionalGeneration
+
+    text = Qwen2VLForConditionalGeneration.from_pretrained(folder / vision.MODEL).model.language_model
+    hidden, places = torch.zeros(1, 2, 64), torch.arange(2).expand(3, 1, 2)
+    with pytest.raises(NameError, match="_flash"):
+        qwen2_vl.qwen2_vl_attn_forward(
+            text.layers[0].self_attn,
+            hidden,
+            position_ids=places[0],
+            position_embeddings=text.rotary_emb(hidden, places),
+        )

@@ -38,9 +38,12 @@ def test_loaders_are_made_before_the_workers_and_the_checkpoint_is_read_last(mon
     assert worker.__ray_metadata__.modified_class.__ray_actor_class__ is ActorRolloutRefWorker
 
 
-def test_our_worker_takes_the_actors_place(monkeypatch):
+def test_our_worker_takes_the_actors_place_and_reward_workers_are_to_tell_of_exits(monkeypatch):
+    told = []
+    monkeypatch.setattr("soup_verl.stack.trainer.tell_exits", told.append)
     trainer = verl_trainer.new(run_of(), SoupTrainer)
     verl_trainer.set_up(monkeypatch, trainer)
+    assert told == [trainer.reward_loop_manager]
     (worker,) = trainer.role_worker_mapping.values()
     assert worker.__ray_metadata__.modified_class.__ray_actor_class__.__name__ == "SoupActorWorker"
 

@@ -42,8 +42,13 @@ class ImageRows(RLHFDataset):
 
     @classmethod
     def _process_multi_modal_info(cls, messages, image_patch_size, config):
+        return *cls.images_of(messages), None
+
+    @staticmethod
+    def images_of(messages):
+        """Images and videos, as qwen_vl_utils."""
         parts = [part for m in messages if isinstance(m["content"], list) for part in m["content"]]
-        return [p["image"].convert("RGB") for p in parts if p["type"] == "image"] or None, None, None
+        return [p["image"].convert("RGB") for p in parts if p["type"] == "image"] or None, None
 
 
 def make(folder: Path) -> None:

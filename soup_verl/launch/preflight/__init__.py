@@ -3,7 +3,7 @@
 start                 writes config.yaml and run.json, shows the report, refuses what is certain to fail
   look_at_model       configuration, parameter count, tokenizer, chat template      -> model.py
   look_at_data        columns, every row, rendered prompts, steps                   -> data, files, rows,
-                                                                                       images
+                                                                                       images, prompts
   gold_findings       the reward function, called on golds                          -> golds.py
   report              those two, and versions, GPUs, batches, tokens, loggers,      -> provenance, layout, loggers,
                       memory, disk                                                     memory

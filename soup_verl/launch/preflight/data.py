@@ -8,14 +8,13 @@ from typing import Any
 
 from soup_verl.launch.preflight.files import AGENT_COLUMN, SAMPLED_ROWS, Split, read_split
 from soup_verl.launch.preflight.images import media_findings
+from soup_verl.launch.preflight.prompts import SampledPrompt, builder_of, sampled_prompts, shown
 from soup_verl.launch.preflight.report import NO, Finding, judged, refused
 from soup_verl.launch.preflight.rows import row_findings
 from soup_verl.launch.preflight.run_settings import ROLLOUT, RunSettings
 from soup_verl.method.checks import ConfigError
 from soup_verl.method.history.response_store import RESPONSE_BYTES
 from soup_verl.method.sections import NEEDS_ONE_TURN, SINGLE_TURN
-from soup_verl.stack.prompt_builder import prompt_builder
-from soup_verl.tasks.chat_template import has_parts, is_text_message
 
 TOPIC = "data"
 SHOWN_ROWS = 2
@@ -48,10 +47,7 @@ def look_at_data(run: RunSettings, tokenizer: Any, model_type: str | None = None
     findings: list[Finding] = []
     prompts: list[str] = []
     splits: dict[str, Split] = {}
-    builder = None
-    if tokenizer is not None:
-        template_args = run.get("data.apply_chat_template_kwargs", {})
-        builder = prompt_builder(tokenizer, model_type=model_type, template_args=template_args, processor=processor)
+    builder = builder_of(run, tokenizer, model_type, processor) if tokenizer is not None else None
     steps = run.get("trainer.total_training_steps", 0)
     for split in SAMPLED_ROWS:
         try:
@@ -68,7 +64,7 @@ def look_at_data(run: RunSettings, tokenizer: Any, model_type: str | None = None
         dropped = 0.0
         texts: list[str] = []
         if builder is not None:
-            dropped, texts = _look_at_prompts(run, split, found, builder, findings)
+            dropped, texts = _look_at_prompts(run, split, found, builder, processor, findings)
         if split == "train":
             findings += _agent_findings(run, found)
             findings += media_findings(run, found, processor)
@@ -78,8 +74,8 @@ def look_at_data(run: RunSettings, tokenizer: Any, model_type: str | None = None
             findings += _step_findings(run, found, dropped, batches, steps)
         else:
             findings += validation_findings(run, _kept(run, split, found.rows, dropped), steps)
-    shown = [t if len(t) <= SHOWN_CHARACTERS else f"{t[:SHOWN_CHARACTERS]} ..." for t in prompts]
-    return Data(findings, shown, steps, splits)
+    cut = [t if len(t) <= SHOWN_CHARACTERS else f"{t[:SHOWN_CHARACTERS]} ..." for t in prompts]
+    return Data(findings, cut, steps, splits)
 
 
 def _agent_findings(run: RunSettings, found: Split) -> Iterator[Finding]:
@@ -95,60 +91,51 @@ def _agent_findings(run: RunSettings, found: Split) -> Iterator[Finding]:
 
 
 def _look_at_prompts(
-    run: RunSettings, split: str, found: Split, builder: Any, findings: list[Finding]
+    run: RunSettings, split: str, found: Split, builder: Any, processor: Any, findings: list[Finding]
 ) -> tuple[float, list[str]]:
-    """Render and measure prompts of text; adds to `findings`.
+    """Render and measure prompts; adds to `findings`.
 
     Returns:
         Share of prompts over the limit, and the first prompts as text.
     """
     try:
-        prompts = [
-            token_ids(builder, run, split, row, prompt)
-            for row, prompt in found.prompts.items()
-            if not has_parts(prompt)
-        ]
+        prompts = list(sampled_prompts(run, split, found, builder, processor))
     except ConfigError as error:
         findings.append(Finding(TOPIC, f"{split} prompts", NO, "chat messages", "", str(error), error))
         return 0.0, []
     if not prompts:
         return 0.0, []
-    lengths = [len(ids) for ids in prompts]
-    limit = run.get("data.max_prompt_length", 0)
-    share = sum(length > limit for length in lengths) / len(lengths)
-    dropped = run.get("data.filter_overlong_prompts", False)
-    fate = "are dropped" if dropped else "lose their beginning: set data.filter_overlong_prompts=true"
-    findings.append(
-        judged(
-            TOPIC,
-            f"{split} prompt length",
-            share == 0 or (dropped and share < 1),
-            need=f"at most data.max_prompt_length={limit} tokens",
-            have=f"longest {max(lengths)}, median {sorted(lengths)[len(lengths) // 2]}; {share:.1%} over",
-            how=f"of {len(lengths)} of {found.rows} rows" + (f"; longer ones {fate}" if share else ""),
-        )
-    )
+    limit, dropped = run.get("data.max_prompt_length", 0), run.get("data.filter_overlong_prompts", False)
+    share = sum(len(prompt.token_ids) > limit for prompt in prompts) / len(prompts)
+    findings.append(_length_finding(run, split, found, prompts, share))
+    with_images = [p for p in prompts if p.images and len(p.token_ids) > limit]
+    if with_images and not dropped:
+        first = with_images[0]
+        expected = f"at least {len(first.token_ids)}, the tokens of {split} row {first.row} from 0 with its images"
+        remedy = "verl ends a run at a longer one: raise it, shrink images, or set data.filter_overlong_prompts=true."
+        findings.append(refused(TOPIC, f"{split} images' tokens", "data.max_prompt_length", limit, expected, remedy))
     if share == 1 and dropped and found.rows == len(prompts) and split == "val":  # of training, batches says so
         expected = f"at least one prompt of at most data.max_prompt_length={limit} tokens"
         findings.append(refused(TOPIC, "val prompts", "data.val_files", run.get("data.val_files"), expected))
-    shown = [builder.tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in prompts[:SHOWN_ROWS]]
-    return (share if dropped else 0.0), shown
+    texts = [shown(prompt, builder, processor) for prompt in prompts[:SHOWN_ROWS]]
+    return (share if dropped else 0.0), texts
 
 
-def token_ids(builder: Any, run: RunSettings, split: str, row: int, prompt: Any) -> list[int]:
-    """The tokens that a response to `prompt` continues, from verl's own builder.
-
-    Raises:
-        ConfigError: the prompt is no list of text messages, or the template refuses it; names the row.
-    """
-    key = f"data.{split}_files"
-    if not (isinstance(prompt, list) and prompt and all(is_text_message(m) for m in prompt)):
-        expected = f"a list of messages with role and text in every row, not {str(prompt)[:80]!r} in row {row}"
-        raise ConfigError(key, run.get(key), expected)
-    try:
-        return builder.build_initial_tokens(prompt)
-    except Exception as error:  # a template may refuse anything
-        raise ConfigError(key, run.get(key), f"prompts that the chat template takes; row {row}: {error}") from error
+def _length_finding(
+    run: RunSettings, split: str, found: Split, prompts: Sequence[SampledPrompt], share: float
+) -> Finding:
+    """Of the prompts, of which `share` are over the limit."""
+    lengths = sorted(len(prompt.token_ids) for prompt in prompts)
+    dropped = run.get("data.filter_overlong_prompts", False)
+    fate = "are dropped" if dropped else "lose their beginning: set data.filter_overlong_prompts=true"
+    return judged(
+        TOPIC,
+        f"{split} prompt length",
+        share == 0 or (dropped and share < 1),
+        need=f"at most data.max_prompt_length={run.get('data.max_prompt_length', 0)} tokens",
+        have=f"longest {lengths[-1]}, median {lengths[len(lengths) // 2]}; {share:.1%} over",
+        how=f"of {len(lengths)} of {found.rows} rows" + (f"; longer ones {fate}" if share else ""),
+    )
 
 
 def _kept(run: RunSettings, split: str, rows: int, dropped: float) -> int:

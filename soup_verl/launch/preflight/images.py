@@ -23,19 +23,36 @@ def media_findings(run: RunSettings, found: Split, processor: Any) -> Iterator[F
     Args:
         processor: verl's, of a model that takes images.
     """
-    column = run.get("data.image_key", "images")
-    counts = _counts(found, column) if column in found.columns else [0] * found.rows
+    column, images = run.get("data.image_key", "images"), counts(run, found, "image")
     if run.soup.mixing:
         yield from _not_carried(run, found)
-    if any(counts) and run.soup.planned:
+    if any(images) and run.soup.planned:
         yield from _unreadable(run, processor)
-        yield from _misplaced(run, found, column, counts)
+        yield from _misplaced(run, found, column, images)
         yield _read_ahead(run, found, column)
     in_parts = _of_parts(found, run.get("data.prompt_key", "prompt"))  # which may have images of their own
-    if type(processor).__name__ in NEED_AN_IMAGE and 0 in counts and not in_parts:
-        expected = f"an image in every row; {counts.count(0)} of {found.rows} have none"
+    if type(processor).__name__ in NEED_AN_IMAGE and 0 in images and not in_parts:
+        expected = f"an image in every row; {images.count(0)} of {found.rows} have none"
         remedy = "verl's forward pass of this model fails on a micro-batch without an image: leave these rows out."
         yield refused(TOPIC, "train rows without images", "data.image_key", column, expected, remedy)
+
+
+def counts(run: RunSettings, found: Split, kind: str) -> list[int]:
+    """How many images, videos or audio tracks (`kind`: image, video, audio) each row has, without reading them."""
+    column = run.get(f"data.{kind}_key", f"{kind}s")
+    return _counts(found, column) if column in found.columns else [0] * found.rows
+
+
+def images_can_be_read(processor: Any) -> bool:
+    """Whether verl's data set can read them here, for this processor of its own."""
+    return processor is not None and find_spec("qwen_vl_utils") is not None
+
+
+def places(prompt: Any) -> int:
+    """How many images the text of a prompt has places for."""
+    messages = prompt if isinstance(prompt, list) else []
+    texts = (m.get("content") for m in messages if isinstance(m, Mapping))
+    return sum(text.count(PLACEHOLDER) for text in texts if isinstance(text, str))
 
 
 def _not_carried(run: RunSettings, found: Split) -> Iterator[Finding]:
@@ -77,23 +94,17 @@ def _unreadable(run: RunSettings, processor: Any) -> Iterator[Finding]:
         yield refused(TOPIC, "engine with images", key, implementation, expected, "A prefix would not be the same one.")
 
 
-def _misplaced(run: RunSettings, found: Split, column: str, counts: list[int]) -> Iterator[Finding]:
+def _misplaced(run: RunSettings, found: Split, column: str, images: list[int]) -> Iterator[Finding]:
     """Rows with more images than places for them, or fewer: verl stops where it reads the first."""
     prompts = found.table.select_columns([run.get("data.prompt_key", "prompt")]).with_format("arrow")
-    places = [_places(prompt) for prompt in prompts[run.get("data.prompt_key", "prompt")].to_pylist()]
-    if wrong := [i for i, (has, wants) in enumerate(zip(counts, places, strict=True)) if has != wants]:
+    wanted = [places(prompt) for prompt in prompts[run.get("data.prompt_key", "prompt")].to_pylist()]
+    if wrong := [i for i, (has, wants) in enumerate(zip(images, wanted, strict=True)) if has != wants]:
         first = wrong[0]
         expected = (
-            f"as many images as the prompt has {PLACEHOLDER}; row {first} from 0 has {counts[first]} and "
-            f"{places[first]}, so {len(wrong)} of {found.rows} rows"
+            f"as many images as the prompt has {PLACEHOLDER}; row {first} from 0 has {images[first]} and "
+            f"{wanted[first]}, so {len(wrong)} of {found.rows} rows"
         )
         yield refused(TOPIC, "train images", "data.image_key", column, expected)
-
-
-def _places(prompt: Any) -> int:
-    messages = prompt if isinstance(prompt, list) else []
-    texts = (m.get("content") for m in messages if isinstance(m, Mapping))
-    return sum(text.count(PLACEHOLDER) for text in texts if isinstance(text, str))
 
 
 def _read_ahead(run: RunSettings, found: Split, column: str) -> Finding:

@@ -12,6 +12,8 @@ from soup_verl.launch.run_rules import check_run
 from soup_verl.launch.series import can_share
 from soup_verl.method.config import SoupConfig
 
+ONPOLICY = "soup/onpolicy_reward_mean"
+
 
 def assets_of(folder):
     return Assets("countdown", folder, 16, ["a"], [], [], {"pass@1": 0.25})
@@ -98,7 +100,7 @@ def test_a_result_is_what_log_and_validation_samples_say(tmp_path):
     lines = [json.dumps({"input": q, "acc": acc, "pred": pred}) for q, acc, pred in samples]
     (tmp_path / real_stack.VALIDATION / "2.jsonl").write_text("\n".join(lines))
     steps = [
-        {"timing_s/step": 2.0, "actor/entropy": 1.0, "soup/onpolicy_tokens_total": 30.0},
+        {"timing_s/step": 2.0, "actor/entropy": 1.0, "soup/onpolicy_tokens_total": 30.0, ONPOLICY: 0.25},
         {
             "timing_s/step": 4.0,
             "actor/entropy": 0.5,
@@ -106,6 +108,7 @@ def test_a_result_is_what_log_and_validation_samples_say(tmp_path):
             "soup/prefix_tokens_total": 5.0,
             "soup/decode_tokens_total": 12.0,
             "soup/prefix_kl_k3": 0.5,
+            ONPOLICY: 0.5,
         },
     ]
     log = [json.dumps({"step": i, "data": data}) for i, data in enumerate(steps, start=1)]
@@ -116,4 +119,5 @@ def test_a_result_is_what_log_and_validation_samples_say(tmp_path):
     (checkpoint,) = result["checkpoints"]
     assert checkpoint == {"step": 2, "pass@1": 0.75, "pass@2": 1.0, "distinct_valid@2": 1.5, "entropy": 0.5}
     assert (result["decode_tokens"], result["seconds"], result["step_seconds"]) == (42.0, 6.0, 3.0)
+    assert result["curve"] == [{"step": 2, "decode_tokens": 42.0, "reward": 0.375}]
     assert (result["prefix_kl"], result["seed"], result["method"], result["value"]) == (0.5, 1, "lookahead_age", 8)

@@ -40,12 +40,14 @@ def look(tmp_path, monkeypatch):
         data = look_at_data(run, files.byte_tokenizer(), processor=processor)
         return [str(f.error) for f in data.findings if f.verdict == "no"], by_name(data.findings)
 
-    monkeypatch.setattr("soup_verl.launch.preflight.data.prompt_builder", _without_processor)
+    monkeypatch.setattr("soup_verl.launch.preflight.prompts.prompt_builder", _without_processor)
+    monkeypatch.setattr("soup_verl.launch.preflight.prompts.images_can_be_read", lambda processor: False)
     return look
 
 
 def _without_processor(tokenizer, *, processor, **how):
-    """verl's builder of text: the rows' text is what is measured."""
+    """verl's builder of text: the rows' text is what is measured (with images:
+    tests/contract/test_image_prompts_contract.py)."""
     from soup_verl.stack.prompt_builder import prompt_builder
 
     return prompt_builder(tokenizer, **how)

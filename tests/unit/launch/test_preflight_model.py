@@ -5,6 +5,8 @@ import json
 import pytest
 
 from soup_verl.launch.preflight import look_at_data, look_at_model
+from soup_verl.launch.preflight.model import _packing_findings
+from soup_verl.launch.preflight.run_settings import MODEL
 from soup_verl.tasks.context_window import write_copy
 from tests.unit import preflight_files as files
 from tests.unit import tokenizer_families as families
@@ -156,3 +158,15 @@ def test_a_folder_that_cannot_be_read_is_refused_by_name(tmp_path, file, text, n
 def test_a_remote_model_is_not_looked_at():
     model, found = look("hdfs://host/model")
     assert (model.shape, found["path"].verdict) == (None, "warning")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "device", "refused"),
+    [("qwen2_vl", "cpu", True), ("glm4v", "cpu", True), ("qwen3_vl", "cpu", False), ("qwen2_vl", "cuda", False)],
+)
+def test_packing_is_refused_on_a_cpu_where_verls_attention_needs_a_gpu(model_type, device, refused):
+    """tests/contract/test_image_worker_contract.py trains a Qwen3-VL packed, test_images_contract.py a Qwen2-VL not."""
+    run = run_with({"trainer.device": device, f"{MODEL}.use_remove_padding": True})
+    errors = [str(finding.error) for finding in _packing_findings(run, model_type)]
+    expected = f"{MODEL}.use_remove_padding=True: expected false on a CPU for model_type={model_type}. Of models that"
+    assert [error.startswith(expected) for error in errors] == [True] * refused

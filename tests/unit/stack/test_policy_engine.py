@@ -1,6 +1,7 @@
 """What a source asks, on its way to the trainer's workers. The actor's forward pass itself runs in tests/e2e."""
 
 import inspect
+import weakref
 
 import pytest
 import torch
@@ -318,6 +319,31 @@ def test_the_actor_unlearns_whole_responses_padded_with_rows_that_do_not_count(m
     assert fields["old_log_probs"] == [[-0.5, -0.25], [-1.0], [-2.0], [-0.5, -0.25]]
     assert fields["loss_mask"] == fields["response_mask"] == [[1, 1], [1], [1], [0, 0]]
     assert workers.queue.rows == {}
+
+
+def test_prompts_with_images_are_handed_over_few_at_a_time_and_unlearned_together(monkeypatch):
+    workers, engine = Unlearner(monkeypatch, 2), engine_of(unlearning=Unlearning(16, 0.7, 2))
+    engine.workers, asked, held = workers, [], []
+    actor_prompts = engine.manager.actor_prompts
+
+    def noted(step, prompts):
+        found = actor_prompts(step, prompts)
+        asked.append([prompt.token_ids for prompt in found])
+        held.extend(weakref.ref(prompt.position_ids) for prompt in found)
+        return found
+
+    monkeypatch.setattr(engine.manager, "actor_prompts", noted)
+    monkeypatch.setattr(policy_engine, "IMAGES_AT_ONCE", 1)
+    monkeypatch.setattr(policy_engine, "images_key", lambda raw: "a key")
+    with engine.actor_unlearned(2, OWN, ForgetConfig()):
+        assert not any(ref() is not None for ref in held), "what the actor reads is still held while the copy samples"
+    assert asked == [[[1, 2]], [[1, 3]]]
+    assert [row.tolist() for row in workers.stored["fields"]["input_ids"].unbind()] == [
+        [1, 2, 5, 6],
+        [1, 3, 9],
+        [1, 3, 4],
+        [1, 2, 5, 6],
+    ]
 
 
 # ---- weights ----
