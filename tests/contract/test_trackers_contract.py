@@ -1,5 +1,6 @@
 """The metrics of SOUP in the trackers that verl's logger can write to, read back from what each leaves on disk. One
-that is not installed is skipped (the extra `trackers` has them). wandb, tensorboard: tests/e2e/test_loggers.py."""
+that is not installed is skipped (trackio is in the extra `test`, all are in `trackers`). wandb, tensorboard:
+tests/e2e/test_loggers.py."""
 
 import json
 import os
