@@ -55,12 +55,13 @@ stage docker "$venv/bin/hadolint" docker/Dockerfile
 stage types "$python" -m mypy soup_verl benchmarks
 # pytest exits with 5 when it finds no test: that is a failure here too.
 stage tests "$python" -m pytest -m "not e2e" -n 2
-# One worker where tests share runs, which it makes two at a time; a file a worker for the rest.
+# One worker where tests share runs, which it makes two at a time; a file a worker for the rest, the longest files first
+# (tests/conftest.py).
 case $extent in
   --fast) ;;
   --all)
     stage runs "$python" -m pytest -m "e2e and runs"
-    stage processes "$python" -m pytest -m "e2e and not runs" -n 2 --dist loadfile --durations 20
+    stage processes "$python" -m pytest -m "e2e and not runs" -n 2 --dist loadfile --no-loadscope-reorder --durations 20
     ;;
   *) stage runs "$python" -m pytest -m "e2e and runs and not long" ;;
 esac
