@@ -1,5 +1,5 @@
 """One hypothesis profile for all tests: repeatable, no time limit an example, nothing written to disk. And what makes
-them quicker: the order of files, YAML that is parsed once, less for the garbage collector to walk through."""
+them quicker: one thread, the order of files, YAML that is parsed once, less for the garbage collector to look at."""
 
 import copy
 import functools
@@ -9,6 +9,7 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 from omegaconf import OmegaConf
 
@@ -21,6 +22,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("soup")
+
+# Two workers of two threads each would wait for each other on two cores, spinning, over tensors of a few kilobytes.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -65,7 +65,7 @@ def test_without_a_gpu_all_that_is_pure_passes_and_nothing_of_verl_is_touched(tm
     done = subprocess.run(
         ["bash", "scripts/gpu_acceptance.sh", "--cpu", "--out", str(out)],
         cwd=ROOT,
-        env={"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "PYTHONPATH": str(tmp_path)},
+        env={"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
