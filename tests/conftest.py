@@ -51,13 +51,15 @@ LONGEST = [
     "e2e/test_failures.py",
     "contract/test_priority_contract.py",
 ]
-"""Files that take 20 to 100 seconds, longest first: begun last, one of them would leave a worker with nothing to do."""
+"""Files that take 20 to 100 seconds, longest first: begun last, one of them would leave a worker with nothing to do.
+Tests of shared runs keep their places: with these, they wait for their runs."""
 
 
 def pytest_collection_modifyitems(items):
     place = {TESTS / file: number for number, file in enumerate(LONGEST)}
     assert all(file.exists() for file in place), place
-    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
+    last = len(LONGEST)
+    items.sort(key=lambda item: last if item.get_closest_marker("runs") else place.get(item.path, last))
 
 
 read_yaml = OmegaConf.load

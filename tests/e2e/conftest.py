@@ -11,7 +11,6 @@ from tests.e2e.runs import LAUNCHES
 
 TOGETHER = 2
 LONG = {name for launch in LAUNCHES if launch.long for name in launch.names}
-TURN = {name: number for number, launch in enumerate(LAUNCHES) for name in launch.names}
 SECONDS: dict[str, float] = {}
 """By the names of a launch: how long it took, beside another one."""
 
@@ -41,8 +40,6 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.e2e)
         if named_runs(item) & LONG:
             item.add_marker(pytest.mark.long)
-    # In the order in which their runs are made: what a test does itself, it does beside the runs after it.
-    items.sort(key=lambda item: max((TURN[name] for name in named_runs(item)), default=-1))
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +57,7 @@ def made_assets(folder):
 def futures(request, folder, made_assets):
     """By name: all runs of the launches that the collected tests need, under way."""
     wanted = {name for item in request.session.items for name in named_runs(item)}
+    assert wanted <= {name for launch in LAUNCHES for name in launch.names}, wanted
     pool = ThreadPoolExecutor(TOGETHER)
     under_way = {}
     for number, launch in enumerate(LAUNCHES):
