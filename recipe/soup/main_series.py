@@ -16,6 +16,7 @@ from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
+from soup_verl.launch.overrides import REFUSED, reason
 from soup_verl.launch.series import run_series
 from soup_verl.tasks.command_line import Parser
 
@@ -39,7 +40,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs' folders")
     parser.add_argument("--run", nargs="+", action="append", required=True, metavar=("NAME", "KEY=VALUE"))
     given = parser.parse_args(own)
-    run_series([compose(overrides) for overrides in _overrides(given.out, given.run, shared)])
+    try:
+        configs = [compose(overrides) for overrides in _overrides(given.out, given.run, shared)]
+    except REFUSED as error:
+        sys.exit(f"error: {reason(error, compose)}")
+    run_series(configs)
 
 
 def _overrides(out: Path, runs: Sequence[Sequence[str]], shared: Sequence[str]) -> list[list[str]]:

@@ -215,7 +215,10 @@ def _numbers(file: BinaryIO, dtype: str, count: int) -> Tensor:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0, or 1 after one line on stderr."""
-    parser = Parser(description="Average the weights of two models, for soup_verl.evaluate.")
+    parser = Parser(
+        prog="python -m soup_verl.evaluation.average",
+        description="Average the weights of two models, for soup_verl.evaluate.",
+    )
     add = parser.add_argument
     add("--model", required=True, metavar="A", help="model folder, hub name, or verl checkpoint (global_step_N)")
     add("--with", required=True, metavar="B", dest="other", help="another of the same shape, such as an early one")

@@ -12,13 +12,14 @@ from pathlib import Path
 from rich.console import Console
 
 from soup_verl.launch.finished import is_finished
+from soup_verl.launch.overrides import Compose
 from soup_verl.launch.preflight.provenance import RUN_FILE
 from soup_verl.method.checks import ConfigError
 from soup_verl.records.files import write_json
 from soup_verl.reporting import __main__ as report
 from soup_verl.reporting.runs import ReportError
 from soup_verl.sweeping import SweepError, here, plan, slurm, states, table
-from soup_verl.sweeping.plan import Compose, Run, Sweep
+from soup_verl.sweeping.plan import Run, Sweep
 from soup_verl.tasks.command_line import Parser
 
 Train = Callable[[here.Configs, Path], object]

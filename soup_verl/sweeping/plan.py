@@ -5,21 +5,18 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from soup_verl.launch.overrides import REFUSED, Compose, reason
 from soup_verl.method.checks import is_int, parse_section, require, require_one_of
 from soup_verl.sweeping import SweepError
-
-Compose = Callable[[Sequence[str]], DictConfig]
-"""Overrides as on the command line -> the configuration of the run that has them."""
 
 SEEDS = (
     "data.seed",  # the order of the prompts
@@ -160,9 +157,8 @@ def _composed(run: Run, compose: Compose) -> DictConfig:
     try:
         config = compose(run.overrides)
         OmegaConf.to_container(config, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        reason = re.split(r"\n(?:See https|Config search path|To append)", str(error))[0]
-        raise SweepError(f"{run.name}: {reason}") from None
+    except REFUSED as error:
+        raise SweepError(f"{run.name}: {reason(error, compose)}") from None
     return config
 
 

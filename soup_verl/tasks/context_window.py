@@ -126,7 +126,8 @@ def local_model(model: str, *, weights: bool = True) -> Path:
 
 def main() -> None:
     parser = Parser(
-        description="Copy a model's folder with every stop token, and with another context window if one is given."
+        prog="python -m soup_verl.tasks.context_window",
+        description="Copy a model's folder with every stop token, and with another context window if one is given.",
     )
     parser.add_argument("--model", required=True, help="folder, or name on the hub")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")

@@ -119,7 +119,10 @@ def _write_weights(folder: Path, scratch: Path, seed: int) -> int:
 
 
 def main() -> None:
-    parser = Parser(description="Make a small copy of a model, with random weights.")
+    parser = Parser(
+        prog="python -m soup_verl.tasks.shrink_model",
+        description="Make a small copy of a model, with random weights.",
+    )
     parser.add_argument("--model", required=True, help="folder, or name on the hub; its weights are not needed")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     arguments = parser.parse_args()

@@ -1,0 +1,38 @@
+"""What is said of a command line that Hydra does not take."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+Compose = Callable[[Sequence[str]], DictConfig]
+"""Overrides as on the command line -> the configuration of the run that has them."""
+
+REFUSED = (HydraException, OmegaConfBaseException)
+"""What composing raises where an override cannot be taken."""
+
+
+def reason(error: Exception, compose: Compose) -> str:
+    """Hydra's reason in one line, without its advice to add what is not there; of a key the nearest that there is."""
+    said = re.split(r"\n(?:See https|Config search path|To append)", str(error))[0]
+    said = " ".join(said.split())
+    if (missing := re.match(r"Could not override '([^']+)'", said)) is None:
+        return said
+    plain = OmegaConf.to_container(compose([]), resolve=False)
+    assert isinstance(plain, dict)
+    nearest = difflib.get_close_matches(missing[1], list(_keys(plain)), 1)
+    return f"{said} There is no such key. Did you mean {nearest[0]}?" if nearest else f"{said} There is no such key."
+
+
+def _keys(section: Mapping[Any, Any], above: str = "") -> Iterator[str]:
+    """Every key by its full name, sections too."""
+    for key, value in section.items():
+        yield f"{above}{key}"
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{above}{key}.")
