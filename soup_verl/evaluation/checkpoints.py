@@ -62,8 +62,9 @@ def actor_of(folder: Path, what: str, *, expected: str = "") -> Path:
     folder = folder.resolve()
     actor = folder / "actor" if (folder / "actor").is_dir() else folder
     if not (actor / "fsdp_config.json").is_file():
+        found = "" if folder.is_dir() else "no such folder; "
         raise EvaluationError(
-            f"{what}: expected {expected}an FSDP checkpoint of verl (global_step_N with actor/fsdp_config.json)"
+            f"{what}: {found}expected {expected}an FSDP checkpoint of verl (global_step_N with actor/fsdp_config.json)"
         )
     return actor
 

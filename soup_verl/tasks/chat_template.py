@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -17,13 +18,24 @@ def load_tokenizer(model: str, what: str, error: type[ValueError], *, needs_temp
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as cause:
-        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0][:200]
         remedy = "Give a folder with a tokenizer's files, or a model's name where the hub can be reached."
-        raise error(f"{what}: its tokenizer cannot be loaded ({reason}). {remedy}") from None
+        raise error(f"{what}: its tokenizer cannot be loaded ({why_not_loaded(model, cause)}). {remedy}") from None
     if needs_template and not tokenizer.chat_template:
         remedy = "Give the model that is trained, with its chat_template."
         raise error(f"{what}: its tokenizer has no chat template, which prompts are made by. {remedy}")
     return tokenizer
+
+
+def why_not_loaded(model: str, cause: Exception) -> str:
+    """The cause in one line. Of a path that is not there the hub's libraries say how a name on the hub looks."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        if not Path(model).expanduser().exists():
+            return "no such folder, and not a name that the hub could have"
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0][:200]
 
 
 def is_text_message(message: Any) -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from soup_verl.records.files import new_folder
-from soup_verl.tasks.chat_template import end_of_turn, load_tokenizer, stop_token_ids
+from soup_verl.tasks.chat_template import end_of_turn, load_tokenizer, stop_token_ids, why_not_loaded
 from soup_verl.tasks.command_line import Parser
 
 CONFIG = "config.json"
@@ -120,7 +120,7 @@ def local_model(model: str, *, weights: bool = True) -> Path:
     try:
         return Path(snapshot_download(model, ignore_patterns=None if weights else list(WEIGHTS)))
     except (OSError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = why_not_loaded(model, error)
         raise ValueError(f"--model={model!r}: neither a folder nor a model the hub gives us ({reason})") from None
 
 

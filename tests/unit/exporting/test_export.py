@@ -217,6 +217,8 @@ def test_what_is_no_checkpoint_of_a_run_is_refused(tmp_path, capsys):
     (tmp_path / "model" / "config.json").write_text("{}")
     line = refused(capsys, out, tmp_path / "model", "--out", out)
     assert line.startswith(f"error: CKPT={tmp_path / 'model'}: expected an FSDP checkpoint of verl (global_step_N with")
+    line = refused(capsys, out, tmp_path / "none", "--out", out)
+    assert line.startswith(f"error: CKPT={tmp_path / 'none'}: no such folder; expected an FSDP checkpoint of verl")
     step = write_checkpoint(tmp_path / "run")
     for name in ("run.json", "metrics.jsonl", "config.yaml"):
         (tmp_path / "run" / name).unlink()

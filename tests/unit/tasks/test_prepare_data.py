@@ -301,6 +301,8 @@ def test_a_tokenizer_without_chat_template_is_refused(tmp_path, capsys, sound_fi
     (tmp_path / "nothing").mkdir()
     assert prepare(*arguments, tmp_path / "nothing") == 1
     assert "nothing': its tokenizer cannot be loaded" in error_line(capsys)
+    assert prepare(*arguments, tmp_path / "absent") == 1
+    assert "absent': its tokenizer cannot be loaded (no such folder, and not a name that the hub" in error_line(capsys)
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_the_weights_are_the_seeds(tmp_path):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("{tmp}/none", "neither a folder nor a model the hub gives us"),
+        ("{tmp}/none", "neither a folder nor a model the hub gives us (no such folder, and not a name that the hub"),
         ("{tmp}", "not a readable model configuration"),
     ],
 )
