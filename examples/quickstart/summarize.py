@@ -100,6 +100,8 @@ def summarize_run(run: Run) -> dict[str, float | int | None]:
 def summarize(grpo: Run, soup: Run, source: str, mixed_fraction: float) -> dict[str, object]:
     """Return the contents of `summary.json`; `step_time_ratio` is SOUP's seconds a step over GRPO's."""
     of_grpo, of_soup = summarize_run(grpo), summarize_run(soup)
+    share = SOUP_METRICS["prefix_tokens_share"]  # 0 while there is no history yet
+    mixed = Run(soup.path, {step: metrics for step, metrics in soup.steps.items() if metrics.get(share)})
     seconds = (of_soup["seconds_per_step"], of_grpo["seconds_per_step"])
     return {
         "grpo": of_grpo,
@@ -107,7 +109,7 @@ def summarize(grpo: Run, soup: Run, source: str, mixed_fraction: float) -> dict[
             **of_soup,
             "source": source,
             "mixed_fraction": mixed_fraction,
-            **{name: soup.settled(metric) for name, metric in SOUP_METRICS.items()},
+            **{name: mixed.settled(metric) for name, metric in SOUP_METRICS.items()},
         },
         "step_time_ratio": seconds[0] / seconds[1] if all(seconds) else None,
     }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from soup_verl.records.settings import flatten
 
 Compose = Callable[[Sequence[str]], DictConfig]
 """Overrides as on the command line -> the configuration of the run that has them."""
@@ -24,15 +26,6 @@ def reason(error: Exception, compose: Compose) -> str:
     said = " ".join(said.split())
     if (missing := re.match(r"Could not override '([^']+)'", said)) is None:
         return said
-    plain = OmegaConf.to_container(compose([]), resolve=False)
-    assert isinstance(plain, dict)
-    nearest = difflib.get_close_matches(missing[1], list(_keys(plain)), 1)
-    return f"{said} There is no such key. Did you mean {nearest[0]}?" if nearest else f"{said} There is no such key."
-
-
-def _keys(section: Mapping[Any, Any], above: str = "") -> Iterator[str]:
-    """Every key by its full name, sections too."""
-    for key, value in section.items():
-        yield f"{above}{key}"
-        if isinstance(value, Mapping):
-            yield from _keys(value, f"{above}{key}.")
+    plain: Any = OmegaConf.to_container(compose([]))
+    nearest = difflib.get_close_matches(missing[1], list(flatten(plain)), 1)
+    return f"{said} There is no such key." + (f" Did you mean {nearest[0]}?" if nearest else "")
