@@ -24,6 +24,8 @@ def main(arguments: Sequence[str] | None = None, sleep: Callable[[float], None] 
     options = parse(arguments)
     try:
         _write(options)
+        sys.stdout.write(f"page: {options.out}\n")
+        sys.stdout.flush()
         while options.watch is not None:
             sleep(options.watch)
             try:

@@ -133,5 +133,4 @@ def _write_page(runs: Sequence[Run], baseline: str, page: Path) -> None:
     if begun:
         first = next((run for run in begun if run.method == baseline), begun[0])
         folders = [str(run.folder) for run in begun]
-        if report.main([*folders, "--baseline", str(first.folder), "--out", str(page)]) == 0:
-            sys.stdout.write(f"page: {page}\n")
+        report.main([*folders, "--baseline", str(first.folder), "--out", str(page)])

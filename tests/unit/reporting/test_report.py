@@ -11,9 +11,10 @@ from tests.unit.reporting.folders import write_run
 ROOT = Path(__file__).parents[3]
 
 
-def test_the_page_is_written_and_nothing_else(tmp_path):
+def test_the_page_is_written_and_nothing_else(tmp_path, capsys):
     write_run(tmp_path / "a")
     assert report.main([str(tmp_path / "a"), "--out", str(tmp_path / "new" / "report.html")]) == 0
+    assert capsys.readouterr().out == f"page: {tmp_path / 'new' / 'report.html'}\n"
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["report.html"]
     text = (tmp_path / "new" / "report.html").read_text()
     assert text.startswith("<!doctype html>") and "Plotly" in text
