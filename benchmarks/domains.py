@@ -32,7 +32,8 @@ from formulas import HEAD, NAMES, TAIL, WORDS, from_words, in_words, signed_prod
 REMEMBERED = 1 << 17
 """Verdicts; the one that was not asked for the longest time goes first."""
 UNSURE = ("timeout", "memory", "crashed")
-"""A scorer's `error` for which a busy or failing machine may be the reason as well as the response."""
+"""A scorer's `error` for which a busy or failing machine may be the reason as well as the response; a program that ends
+with an error of its own is `crashed`, too."""
 
 
 # ---- code ----

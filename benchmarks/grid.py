@@ -142,11 +142,11 @@ def chosen(points: Sequence[Point], names: Sequence[str] | None) -> list[Point]:
         return [point for point in points if not point.name.startswith(NEIGHBOR)]
     found: dict[str, Point] = {}
     for name in names:
-        top, first, _ = name.partition(FIRST)
+        top = name.removesuffix(FIRST)
         below = [point for point in points if f"{point.name}/".startswith(f"{top}/")]
         if not below:
             raise ValueError(f"--points {name}: {_why_none(points, top)}")
-        if first:
+        if top != name:
             below = [next(of_method) for _, of_method in groupby(below, lambda point: point.method)]
         found |= {point.name: point for point in below}
     return list(found.values())

@@ -9,7 +9,7 @@
     countdown_96                 countdown, its warm start and validation, with 96 of its 960 training questions
     countdown_1200               countdown, trained for 1,200 steps (in grid.yaml)
     hard_96, hard_240, hard_960  chain_sum_8 after a quarter of its warm start (right in 3 of 100), its first questions
-    hard_weak_96, hard_fair_96   hard_96 after fewer or more steps of it (right in 1 and in 21 of 100)
+    hard_weak_96, hard_fair_96   hard_96 after fewer or more steps of it (right in 1 and in 10 of 100)
     hard_order_96, hard_order_960  order after half of its warm start (right in 4 of 100), its first questions
 
 `rewards.py` and `domains.py` check answers. A question's `key` is what makes two questions the same; no key is in two
@@ -198,7 +198,7 @@ VARIANTS = {
     "countdown_1200": TASKS["countdown"],
     **{f"hard_{n}": replace(TASKS["chain_sum_8"], sft_steps=500, train_questions=n) for n in (96, 240, 960)},
     "hard_weak_96": replace(TASKS["chain_sum_8"], sft_steps=150, train_questions=96),
-    "hard_fair_96": replace(TASKS["chain_sum_8"], sft_steps=700, train_questions=96),
+    "hard_fair_96": replace(TASKS["chain_sum_8"], sft_steps=660, train_questions=96),
     **{f"hard_order_{n}": replace(TASKS["order"], sft_steps=350, train_questions=n) for n in (96, 960)},
 }
 

@@ -129,6 +129,8 @@ def longest_prompt(run: RunSettings, model: Model) -> int:
     """Tokens of the longest prompt of both splits, by verl's own builder of prompts."""
     builder = builder_of(run, model.tokenizer, model.model_type, model.processor)
     splits = {split: found for split in ("train", "val") if (found := read_split(run, split)) is not None}
+    if not splits:
+        raise StageFailed("rows are remote, or a data.custom_cls reads them: a rehearsal cannot measure their prompts")
     prompts = [sampled_prompts(run, split, found, builder, model.processor) for split, found in splits.items()]
     if not (lengths := [len(prompt.token_ids) for of_split in prompts for prompt in of_split]):
         raise StageFailed("every prompt is made of parts: expected messages of text, which a rehearsal can measure")

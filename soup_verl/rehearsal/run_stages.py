@@ -226,7 +226,7 @@ class RunStages:
     def _report(self, stage: Stage) -> None:
         run, page = self._run, self._run.folder / "report.html"
         if missing := [name for name in ("plotly", "jinja2") if importlib.util.find_spec(name) is None]:
-            raise StageFailed(f"{missing[0]} is not installed: bash scripts/install.sh .venv cpu,report")
+            raise StageFailed(f"{missing[0]} is not installed: bash scripts/install.sh")
         run.call(
             "report",
             ["soup_verl.report", str(run.out), "--evaluation", str(run.folder / "evaluation"), "--out", str(page)],

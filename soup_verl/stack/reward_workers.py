@@ -5,6 +5,9 @@ In verl's reward workers it ends the event loop, whose process stays: nobody is 
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
@@ -18,16 +21,34 @@ def tell_exits(manager: RewardLoopManager) -> None:
 
 
 def _tell_exits(worker: RewardLoopWorker) -> None:
-    """In the worker: its own reward manager, of whatever class."""
-    run_single = worker.reward_manager.run_single
+    """In the worker, for a reward manager of any class; the function is awaited, or called in a thread."""
+    score = worker.reward_manager.compute_score
+    worker.reward_manager.compute_score = _awaited(score) if inspect.iscoroutinefunction(score) else _called(score)
 
-    @wraps(run_single)
-    async def told(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        try:
-            return await run_single(*args, **kwargs)
-        except SystemExit as left:
-            raise RuntimeError(
-                f"the reward function called sys.exit({left.code!r}): expected a number for every response, or an error"
-            ) from None
 
-    worker.reward_manager.run_single = told
+def _awaited(score: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(score)
+    async def told(*args: Any, **kwargs: Any) -> Any:
+        with _exits_are_errors():
+            return await score(*args, **kwargs)
+
+    return told
+
+
+def _called(score: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(score)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        with _exits_are_errors():
+            return score(*args, **kwargs)
+
+    return told
+
+
+@contextmanager
+def _exits_are_errors() -> Iterator[None]:
+    try:
+        yield
+    except SystemExit as left:
+        raise RuntimeError(
+            f"the reward function called sys.exit({left.code!r}): expected a number for every response, or an error"
+        ) from None

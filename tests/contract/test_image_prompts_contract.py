@@ -86,3 +86,20 @@ def test_few_images_are_read(look, rows, monkeypatch):
         rows.at[i, "prompt"] = [{"role": "user", "content": "<image>" * 2}]
         rows.at[i, "images"] = [*rows.at[i, "images"]] * 2
     assert "of 2 of 8 rows" in look(rows, max_prompt_length=64)[0]["train prompt length"].how  # four images
+
+
+def test_an_image_that_is_none_is_dropped_where_verl_filters(look, rows):
+    rows.at[1, "images"] = [{"bytes": b"no image", "path": None}]
+    found, shown = look(rows, max_prompt_length=LARGE, filter_overlong_prompts=True)
+    assert "12.5% over" in found["train prompt length"].have and "train prompts" not in found
+    assert found["batches"].have.startswith("3 batches an epoch")  # seven of eight rows, two a batch
+    assert "0?" in shown[0] and "1?" in shown[1]  # of rows 0 and 2
+
+
+def test_too_few_rows_by_an_estimate_are_no_refusal(look, rows, monkeypatch):
+    wanted = {"max_prompt_length": SMALL, "filter_overlong_prompts": True, "train_batch_size": 5}
+    refused = look(rows, **wanted)[0]["batches"]
+    assert str(refused.error).startswith("data.train_batch_size=5: expected at most the 4 training prompts")
+    monkeypatch.setattr(prompts, "IMAGES_READ", {"train": 4, "val": 4})
+    estimated = look(rows, **wanted)[0]["batches"]
+    assert estimated.error is None and estimated.have.startswith("0 batches an epoch")

@@ -41,9 +41,9 @@ OVERRIDES = [
     (
         SoupStages,
         PPOTrainerSync,
-        "_init_dataloader _init_resource_pool_mgr on_train_begin step _next_train_batch _submit_batch_to_rollout "
-        "on_sample_end _balance_batch _compute_advantage _update_actor on_step_end _consume_sync_metrics "
-        "_build_replay_buffer",
+        "_setup _init_dataloader _init_resource_pool_mgr on_train_begin step _next_train_batch "
+        "_submit_batch_to_rollout on_sample_end _balance_batch _compute_advantage _update_actor on_step_end "
+        "_consume_sync_metrics _build_replay_buffer",
     ),
     (DownSampling, PPOTrainerSync, ""),
     (ExplainedValidation, PPOTrainerSync, "_validate _val_metrics_update"),

@@ -25,20 +25,30 @@ import sys
 
 
 @pytest.fixture(params=["def", "async def"])
-def worker(request, tmp_path):
-    """No Ray actor; its function is called in a thread, or awaited."""
+def worker_of(request, tmp_path):
+    """A worker with the reward manager of a name, no Ray actor; its function is called in a thread, or awaited."""
     (tmp_path / "reward.py").write_text(FUNCTION.format(kind=request.param))
     model = files.write_model(tmp_path / "model", files.SMALL)
-    config = files.configure(
-        actor_rollout_ref__model__path=model,
-        reward__custom_reward_function__path=tmp_path / "reward.py",
-        reward__custom_reward_function__name="score",
-    )
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    yield RewardLoopWorker(config)
+
+    def made(manager):
+        config = files.configure(
+            actor_rollout_ref__model__path=model,
+            reward__custom_reward_function__path=tmp_path / "reward.py",
+            reward__custom_reward_function__name="score",
+            reward__reward_manager__name=manager,
+        )
+        return RewardLoopWorker(config)
+
+    yield made
     loop.close()
     asyncio.set_event_loop(None)
+
+
+@pytest.fixture
+def worker(worker_of):
+    return worker_of("naive")
 
 
 def scored(worker, gold):
@@ -57,6 +67,14 @@ def test_a_function_that_leaves_fails_its_response_and_the_worker_scores_the_nex
     _tell_exits(worker)
     with pytest.raises(RuntimeError, match=r"^the reward function called sys\.exit\(7\): expected a number"):
         scored(worker, "leave")
+    assert scored(worker, "4")["reward_score"] == 0.5
+
+
+def test_a_manager_that_takes_every_error_for_a_reward_of_0_goes_on(worker_of):
+    """verl's `rate_limited`: it waits in a task of its own, from which an exit would reach the event loop."""
+    worker = worker_of("rate_limited")
+    _tell_exits(worker)
+    assert scored(worker, "leave")["reward_score"] == 0.0
     assert scored(worker, "4")["reward_score"] == 0.5
 
 

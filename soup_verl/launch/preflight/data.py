@@ -61,17 +61,17 @@ def look_at_data(run: RunSettings, tokenizer: Any, model_type: str | None = None
             continue
         splits[split] = found
         findings += row_findings(run, split, found)
-        dropped = 0.0
+        dropped, exact = 0.0, True
         texts: list[str] = []
         if builder is not None:
-            dropped, texts = _look_at_prompts(run, split, found, builder, processor, findings)
+            dropped, exact, texts = _look_at_prompts(run, split, found, builder, processor, findings)
         if split == "train":
             findings += _agent_findings(run, found)
             findings += media_findings(run, found, processor)
             prompts = texts
             batches = _batches(run, found.rows, dropped)
             steps = steps_of_run(run, batches)
-            findings += _step_findings(run, found, dropped, batches, steps)
+            findings += _step_findings(run, found, dropped, batches, steps, exact=exact)
         else:
             findings += validation_findings(run, _kept(run, split, found.rows, dropped), steps)
     cut = [t if len(t) <= SHOWN_CHARACTERS else f"{t[:SHOWN_CHARACTERS]} ..." for t in prompts]
@@ -92,19 +92,19 @@ def _agent_findings(run: RunSettings, found: Split) -> Iterator[Finding]:
 
 def _look_at_prompts(
     run: RunSettings, split: str, found: Split, builder: Any, processor: Any, findings: list[Finding]
-) -> tuple[float, list[str]]:
+) -> tuple[float, bool, list[str]]:
     """Render and measure prompts; adds to `findings`.
 
     Returns:
-        Share of prompts over the limit, and the first prompts as text.
+        Share of prompts that verl drops, whether all were measured, and the first prompts as text.
     """
     try:
         prompts = list(sampled_prompts(run, split, found, builder, processor))
     except ConfigError as error:
         findings.append(Finding(TOPIC, f"{split} prompts", NO, "chat messages", "", str(error), error))
-        return 0.0, []
+        return 0.0, True, []
     if not prompts:
-        return 0.0, []
+        return 0.0, True, []
     limit, dropped = run.get("data.max_prompt_length", 0), run.get("data.filter_overlong_prompts", False)
     share = sum(len(prompt.token_ids) > limit for prompt in prompts) / len(prompts)
     findings.append(_length_finding(run, split, found, prompts, share))
@@ -114,11 +114,12 @@ def _look_at_prompts(
         expected = f"at least {len(first.token_ids)}, the tokens of {split} row {first.row} from 0 with its images"
         remedy = "verl ends a run at a longer one: raise it, shrink images, or set data.filter_overlong_prompts=true."
         findings.append(refused(TOPIC, f"{split} images' tokens", "data.max_prompt_length", limit, expected, remedy))
-    if share == 1 and dropped and found.rows == len(prompts) and split == "val":  # of training, batches says so
+    exact = found.rows == len(prompts)
+    if share == 1 and dropped and exact and split == "val":  # of training, batches says so
         expected = f"at least one prompt of at most data.max_prompt_length={limit} tokens"
         findings.append(refused(TOPIC, "val prompts", "data.val_files", run.get("data.val_files"), expected))
-    texts = [shown(prompt, builder, processor) for prompt in prompts[:SHOWN_ROWS]]
-    return (share if dropped else 0.0), texts
+    first_ones = [prompt for prompt in prompts if not dropped or len(prompt.token_ids) <= limit][:SHOWN_ROWS]
+    return (share if dropped else 0.0), exact, [shown(prompt, builder, processor) for prompt in first_ones]
 
 
 def _length_finding(
@@ -153,10 +154,12 @@ def steps_of_run(run: RunSettings, batches: int) -> int:
     return min(steps, run.get("trainer.total_training_steps", steps))
 
 
-def _step_findings(run: RunSettings, found: Split, dropped: float, batches: int, steps: int) -> Iterator[Finding]:
-    """Batches an epoch, steps of the run, and whether history has time to be used."""
+def _step_findings(
+    run: RunSettings, found: Split, dropped: float, batches: int, steps: int, *, exact: bool
+) -> Iterator[Finding]:
+    """Batches an epoch, steps of the run, and whether history has time to be used. `dropped` may be an estimate."""
     kept = _kept(run, "train", found.rows, dropped)
-    if batches == 0 and found.rows <= SAMPLED_ROWS["train"]:  # otherwise `dropped` is an estimate
+    if batches == 0 and (exact or dropped == 0):
         expected = f"at most the {kept} training prompts that there are"
         yield refused(TOPIC, "batches", "data.train_batch_size", run.prompts, expected)
         return

@@ -106,6 +106,8 @@ def _token_ids_with_images(builder: Any, run: RunSettings, split: str, rows: Any
         images, _, _ = rows._process_multi_modal_info(messages, rows.image_patch_size, rows.config)
         return builder.build_initial_tokens(messages, images=images)
     except Exception as error:  # an image may be no image, or too small: processors say so as they like
+        if run.get("data.filter_overlong_prompts", False):
+            return [0] * (run.get("data.max_prompt_length", 0) + 1)  # verl, too, counts it as too long, and drops it
         key, said = f"data.{split}_files", " ".join(str(error).split())[:200]
         expected = f"images that the model's processor takes; row {row} from 0: {said or type(error).__name__}"
         raise ConfigError(key, run.get(key), expected) from error
@@ -123,7 +125,9 @@ def _rows_of_verl(run: RunSettings, found: Split, tokenizer: Any, processor: Any
         def _read_files_and_tokenize(self) -> None:
             self.dataframe = found.table
 
-    return Rows([], tokenizer, OmegaConf.create(run.get("data", {})), processor=processor)
+    without_tools = {"tool_config_path": None, "function_tool_path": None}  # verl's data set would build them
+    settings = OmegaConf.create(run.get("data", {}) | without_tools)
+    return Rows([], tokenizer, settings, processor=processor)
 
 
 def shown(prompt: SampledPrompt, builder: Any, processor: Any) -> str:
