@@ -14,7 +14,7 @@ from soup_verl.stack.policy_engine import CURRENT, _actor_fields
 from tests.contract.verl_worker import exported, worker_of, wrong_on
 from tests.unit import preflight_files as files
 
-pytestmark = pytest.mark.contract
+pytestmark = [pytest.mark.contract, pytest.mark.e2e]  # workers that start verl
 IMAGE, START, END = 300, 298, 297
 GRIDS = ((4, 4), (4, 6), None)
 """Height and width of each prompt's image in patches, of which four are a token; the last prompt has none."""

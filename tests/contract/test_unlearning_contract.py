@@ -17,7 +17,7 @@ from soup_verl.stack.images import ActorPrompt
 from soup_verl.stack.policy_engine import CURRENT, _actor_fields
 from tests.contract.verl_worker import exported, worker_of, wrong_on
 
-pytestmark = pytest.mark.contract
+pytestmark = [pytest.mark.contract, pytest.mark.e2e]  # workers that start verl
 SETTINGS = ForgetConfig(lr=0.05, steps=3, clip=0.01)  # so that the clip binds from the second step on
 TEMPERATURE = 0.7
 ROWS = [([5, 6, 7], [8, 9, 3, 4]), ([5, 6], [9, 2]), ([7], [3, 3, 3]), ([9, 8, 7, 6], [1])]
