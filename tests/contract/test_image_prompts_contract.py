@@ -17,20 +17,13 @@ TEXT = len("user\n" + "0?" + "\n" + "assistant\n") + 3 + 2
 SMALL, LARGE = TEXT + 4, TEXT + 6
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("vision")
-    vision.make(made)
-    return made
-
-
 @pytest.fixture
-def look(folder, tmp_path, monkeypatch):
+def look(vision_folder, tmp_path, monkeypatch):
     """What preflight finds in rows: by name, and the prompts that it shows. qwen-vl-utils may not be installed."""
     reader = SimpleNamespace(process_vision_info=lambda messages, **_: vision.ImageRows.images_of(messages))
     monkeypatch.setitem(sys.modules, "qwen_vl_utils", reader)
     monkeypatch.setattr(images, "find_spec", lambda name: "installed")
-    path = str(folder / vision.MODEL)
+    path = str(vision_folder / vision.MODEL)
     tokenizer, processor = hf_tokenizer(path), hf_processor(path, trust_remote_code=True)
 
     def look(rows, **changes):
@@ -44,9 +37,9 @@ def look(folder, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def rows(folder):
+def rows(vision_folder):
     """Four with a small image, four with a large one."""
-    return pd.read_parquet(folder / vision.ROWS)
+    return pd.read_parquet(vision_folder / vision.ROWS)
 
 
 def test_the_tokens_of_images_count(look, rows):

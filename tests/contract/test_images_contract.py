@@ -41,15 +41,8 @@ class Engine:
         return TokenOutput(token_ids=ids, log_probs=[-0.5] * len(ids), stop_reason="x", extra_fields=versions)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("vision")
-    vision.make(made)
-    return made
-
-
 @pytest.fixture
-def worker(folder, monkeypatch):
+def worker(vision_folder, monkeypatch):
     """A worker that is no Ray actor; what it stores, verl's fields, is in `stored`."""
     stored = []
 
@@ -60,7 +53,7 @@ def worker(folder, monkeypatch):
     monkeypatch.setattr(rollout.tq, "init", lambda: None)
     config = files.configure(
         platform="cpu",
-        actor_rollout_ref__model__path=folder / vision.MODEL,
+        actor_rollout_ref__model__path=vision_folder / vision.MODEL,
         actor_rollout_ref__model__trust_remote_code=True,
         data__max_prompt_length=64,
         data__max_response_length=16,
@@ -74,9 +67,9 @@ def worker(folder, monkeypatch):
 
 
 @pytest.fixture
-def rows(folder, worker):
+def rows(vision_folder, worker):
     """The first two, whose prompts differ in their images alone."""
-    path = str(folder / vision.ROWS)
+    path = str(vision_folder / vision.ROWS)
     data = vision.ImageRows([path], worker.tokenizer, worker.config.data, processor=worker.processor)
     return [data[i] for i in range(2)]
 
@@ -152,9 +145,9 @@ def test_the_actor_scores_a_prefix_of_text_as_verl_stores_it_too(worker, rows, m
     assert all(len(values) == 2 and not values.any() for values in both.values())
 
 
-def test_preflight_reads_such_a_model_and_says_why_a_processor_is_missing(folder):
+def test_preflight_reads_such_a_model_and_says_why_a_processor_is_missing(vision_folder):
     settings = {f"{MODEL}.trust_remote_code": True, "trainer.device": "cpu", f"{MODEL}.use_remove_padding": True}
-    given = {"actor_rollout_ref__model__path": folder / vision.MODEL}
+    given = {"actor_rollout_ref__model__path": vision_folder / vision.MODEL}
     model = look_at_model(run_with(settings, **given))
     found = by_name(model.findings)
     assert model.shape.params > 1e5 and model.model_type == "qwen2_vl" and found["processor"].have == "Qwen2VLProcessor"
@@ -165,21 +158,21 @@ def test_preflight_reads_such_a_model_and_says_why_a_processor_is_missing(folder
         assert plain.processor is None and "orchvision" in by_name(plain.findings)["processor"].have
 
 
-def test_verls_forward_pass_of_a_qwen2_vl_needs_an_image_in_every_micro_batch(folder):
+def test_verls_forward_pass_of_a_qwen2_vl_needs_an_image_in_every_micro_batch(vision_folder):
     """Why preflight refuses rows without one. Where this no longer fails, that refusal can go."""
     from transformers import Qwen2VLForConditionalGeneration
 
-    model = Qwen2VLForConditionalGeneration.from_pretrained(folder / vision.MODEL)
+    model = Qwen2VLForConditionalGeneration.from_pretrained(vision_folder / vision.MODEL)
     with pytest.raises(AttributeError, match="mean"):
         qwen2_vl._get_input_embeds(model.model, torch.tensor([[20, 21]]))
 
 
 @pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash-attn is there")
-def test_verls_packed_attention_of_a_qwen2_vl_needs_flash_attn(folder):
+def test_verls_packed_attention_of_a_qwen2_vl_needs_flash_attn(vision_folder):
     """Why preflight refuses `use_remove_padding` of it on a CPU. Where this no longer fails, that refusal can go."""
     from transformers import Qwen2VLForConditionalGeneration
 
-    text = Qwen2VLForConditionalGeneration.from_pretrained(folder / vision.MODEL).model.language_model
+    text = Qwen2VLForConditionalGeneration.from_pretrained(vision_folder / vision.MODEL).model.language_model
     hidden, places = torch.zeros(1, 2, 64), torch.arange(2).expand(3, 1, 2)
     with pytest.raises(NameError, match="_flash"):
         qwen2_vl.qwen2_vl_attn_forward(
