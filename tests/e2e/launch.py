@@ -18,7 +18,7 @@ from soup_verl.records import run_log
 from soup_verl.rehearsal.processes import processes_with
 
 ROOT = Path(__file__).parents[2]
-LIMIT = 2400  # seconds a launch may take; most take 60 to 150, the long series 400, and busy machines three times that
+LIMIT = 1800  # seconds a launch may take; most take 60 to 150, the long series 400, and slow machines three times that
 
 
 @dataclass

@@ -476,27 +476,29 @@ def _rehearsal(name: str) -> Launch:
     return _single(name, lambda _, folder: rehearsals.rehearse(name, folder), long=True)
 
 
-LAUNCHES = (  # the longest first, by the times that a whole run ends with: then both places have work until the end
+# First those of every extent of check.sh, the longest first: then both places have work until the end. Then the long
+# ones, in the order of what would be missed most where `SOUP_CHECK_MINUTES` are over before all have begun.
+LAUNCHES = (
     Launch(tuple(name for name in _series_runs(None) if name not in _APART), _series),
-    _rehearsal("rehearsed_qwen"),
-    _single("resumed", _resumed, long=True),
     Launch(("two_ranks", *_scored("fsdp", "fp32"), "reward_is_nan"), _two_ranks),
-    _single("two_nodes", _two_nodes, long=True),
+    Launch(("snapshot_fsdp2", "best_kept", "disk_full"), _offload),
+    Launch(("snapshot_fsdp", "snapshot_resumed", "truncated_raw", "any_index", "reward_raises"), _fsdp),
+    _VERL_GRPO,
+    _lora("fsdp2"),
+    _lora("fsdp"),
+    Launch(("tools_lookahead", "tools_replay", "tools_resumed"), _tools),
+    _single("domains", _domains),
+    _VERL_ASYNC,
+    _ASYNC_WITHOUT_MIXING,
+    _single("resumed", _resumed, long=True),
     _single("partial_rollout", _partial_rollout, long=True),
     Launch((*_APART, "dapo_replay"), _apart, long=True),
+    _rehearsal("rehearsed_qwen"),
+    _single("two_nodes", _two_nodes, long=True),
     _single("two_pools", _two_pools, long=True),
-    *(_rehearsal(name) for name in rehearsals.SCRIPTS if name != "rehearsed_qwen"),
     _strategy("fsdp2", "bf16", engine_ranks=2),
-    Launch(("tools_lookahead", "tools_replay", "tools_resumed"), _tools),
     Launch(("images_lookahead", "images_snapshot", "images_replay"), _images, long=True),
     _strategy("fsdp2", "fp32"),
     _strategy("fsdp", "bf16"),
-    _VERL_GRPO,
-    _VERL_ASYNC,
-    Launch(("snapshot_fsdp2", "best_kept", "disk_full"), _offload),
-    Launch(("snapshot_fsdp", "snapshot_resumed", "truncated_raw", "any_index", "reward_raises"), _fsdp),
-    _lora("fsdp2"),
-    _lora("fsdp"),
-    _single("domains", _domains),
-    _ASYNC_WITHOUT_MIXING,
+    *(_rehearsal(name) for name in rehearsals.SCRIPTS if name != "rehearsed_qwen"),
 )
