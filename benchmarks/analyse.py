@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-from benchmarks import methods_page, per_token
+from benchmarks import by_prefix_kl, methods_page, per_token
 from benchmarks.figures import draw_frontier, draw_learning
 from benchmarks.frontier import XY, gain
 from benchmarks.grid import GRID, NEIGHBOR, SIDES, read_grid
@@ -146,10 +146,12 @@ def section(group: Group, points: list[Measured], figures: Path, ks: Sequence[in
 
 
 def selected(points: list[Measured]) -> list[Measured]:
-    """By side, method and value; GRPO's early stops after GRPO. The recipe's neighbours have a page of their own: most
-    have fewer seeds, and a table is over those that all of its points have."""
+    """By side, method and value; GRPO's early stops after GRPO. Of the recipe's neighbours, those with every seed that
+    the other points share: a table is over the seeds that all of its points have, and all neighbours have a page."""
     sides = {side: place for place, side in enumerate(SIDES)}
-    points = [point for point in points if not point.method.startswith(NEIGHBOR)]
+    others = [point for point in points if not point.method.startswith(NEIGHBOR)]
+    shared = set(common_seeds(others)) if others else set()
+    points = others + [p for p in points if p not in others and shared and shared <= set(p.by_seed)]
     return sorted(points, key=lambda p: (sides[p.side], p.method != STOPPED, p.method, p.value or 0))
 
 
@@ -167,7 +169,7 @@ def main() -> None:
         arguments.figures.mkdir(parents=True, exist_ok=True)
         of_tables = {group: kept for group, points in found.items() if (kept := selected(points))}
         sections = [section(group, points, arguments.figures, arguments.k) for group, points in of_tables.items()]
-        pages = {arguments.document: "\n".join(sections)}
+        pages = {arguments.document: "\n".join([*by_prefix_kl.section(of_tables, arguments.figures), *sections])}
         if arguments.methods:
             pages[arguments.methods] = methods_page.page(found, list(read_grid(GRID)["tasks"]), arguments.figures)
         for document, text in pages.items():

@@ -2,6 +2,8 @@
 
     code    "a plus b times c"       a program that prints b*c+a      its question's tests, in the sandbox
     puzzle  "kaizkaiz"               <answer>akizzika</answer>        reasoning-gym's palindrome_generation, its scorer
+    text    "red, gold, not blue, 4 words or more, in quotes"
+                                     "gold red pink grey"              a check for each instruction, all of them
 
 A question says all that its answers are judged by: the gold of its domain is made from it. A batch has many equal
 responses to one question, and a run asks each question many times: a verdict is asked for once (`judged`), but for one
@@ -14,7 +16,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import factorial, prod
 from pathlib import Path
@@ -23,10 +25,11 @@ from typing import Any
 from benchmarks import rewards
 from benchmarks.rewards import Verdict
 from soup_verl.tasks.data.puzzle_maker import entries
-from soup_verl.tasks.data.puzzles import gold_text
+from soup_verl.tasks.data.puzzles import gold_text as gold_of_puzzle
 from soup_verl.tasks.reward import compute_score as score_of_project
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "common"))
+from colours import COLOURS, Wish, fulfil, wishes
 from formulas import HEAD, NAMES, TAIL, WORDS, from_words, in_words, signed_products, tests_of
 
 REMEMBERED = 1 << 17
@@ -96,7 +99,7 @@ def key_puzzle(question: str) -> str:
 
 def gold_puzzle(question: str) -> str:
     """Several answers are right, so none is given; the scorer reads the letters."""
-    return gold_text(FAMILY, SIZES, {"answer": None, "metadata": {"letters": list(question)}})
+    return gold_of_puzzle(FAMILY, SIZES, {"answer": None, "metadata": {"letters": list(question)}})
 
 
 def count_puzzle(question: str) -> int:
@@ -105,11 +108,45 @@ def count_puzzle(question: str) -> int:
     return factorial(sum(pairs)) // prod(map(factorial, pairs))
 
 
+# ---- text ----
+
+WISHES = wishes(named=2)
+LISTED = COLOURS
+"""In questions and answers; a token each."""
+
+
+def draw_text(rng: random.Random) -> str:
+    """Two colours that are named, one that is not, the fewest words and a form."""
+    return rng.choice(WISHES).question
+
+
+def answer_text(rng: random.Random, question: str) -> str:
+    """The fewest words that follow every instruction, in random order."""
+    return fulfil(Wish.read(question), rng)
+
+
+def slip_text(rng: random.Random, question: str) -> str:
+    """All instructions but the form."""
+    return fulfil(Wish.read(question), rng, hasty=1.0)
+
+
+def key_text(question: str) -> str:
+    """The named colours in one order."""
+    wish = Wish.read(question)
+    return replace(wish, named=tuple(sorted(wish.named))).question
+
+
+def gold_text(question: str) -> str:
+    """A check for each instruction."""
+    return Wish.read(question).gold
+
+
 Draw = Callable[[random.Random], str]
 Answer = Callable[[random.Random, str], str]
 PARTS: dict[str, tuple[Draw, Answer, Answer, Callable[[str], str]]] = {
     "code": (draw_code, answer_code, slip_code, str),
     "puzzle": (draw_puzzle, answer_puzzle, slip_puzzle, key_puzzle),
+    "text": (draw_text, answer_text, slip_text, key_text),
 }
 """`draw`, `answer`, `slip` and `key` of `tasks.Task`."""
 
@@ -133,6 +170,7 @@ class Judge:
 JUDGES = {
     "code": Judge("code", gold_code, {"test_time_limit_s": 2}),
     "puzzle": Judge("puzzles", gold_puzzle),
+    "text": Judge("instructions", gold_text),
 }
 COUNTS = rewards.COUNTS | {"puzzle": count_puzzle}
 """How many answers are valid; not known of every task."""
@@ -157,12 +195,14 @@ def judged(task: str, question: str, response: str) -> Verdict:
     return verdict
 
 
-def compute_score(task: str, response: str, question: str) -> dict[str, float | str]:
-    """`rewards.compute_score`, for the tasks of domains too."""
-    if task not in JUDGES:
-        return rewards.compute_score(task, response, question)
+def compute_score(
+    data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any] | None = None, **kwargs: Any
+) -> dict[str, float | str]:
+    """`rewards.compute_score` for all tasks, as verl calls it; what a row has besides says nothing here."""
+    if data_source not in JUDGES:
+        return rewards.compute_score(data_source, solution_str, ground_truth)
     try:
-        right, spelling = judged(task, question, response)
+        right, spelling = judged(data_source, ground_truth, solution_str)
     except Unsure as unsure:
         right, spelling = unsure.args[0]
     return {"score": float(right), "acc": float(right), "pred": spelling}

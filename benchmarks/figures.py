@@ -20,7 +20,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from benchmarks.frontier import upper_hull
 from benchmarks.results import Measured
-from soup_verl.method.intervals import interval
+from benchmarks.tables import difference
 
 COLOURS = {  # of Okabe and Ito: apart for every colour vision; a side's methods differ by marker
     "grpo": ("#000000",),
@@ -182,8 +182,7 @@ def draw_differences(
     places = range(len(rows), 0, -1)
     for axes, key in zip(panels[0], keys, strict=True):
         for place, (point, seeds, fresh) in zip(places, rows, strict=True):
-            pairs = zip(point.over(seeds, key), grpo.over(seeds, key), strict=True)
-            found, colour = interval([a - b for a, b in pairs]), COLOURS[point.side][0]
+            found, colour = difference(point, grpo, seeds, key), COLOURS[point.side][0]
             width = 0.0 if isinf(found.half_width) else found.half_width
             face = colour if fresh else "white"
             axes.errorbar(found.mean, place, xerr=width, color=colour, marker="o", markerfacecolor=face, capsize=2)
@@ -199,6 +198,29 @@ def draw_differences(
     figure.legend(handles=_sides(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def draw_by_prefix_kl(
+    by_task: Mapping[str, Sequence[tuple[Measured, Measured, Sequence[int]]]], keys: Sequence[str], path: Path
+) -> None:
+    """A panel a number: a point's paired difference to GRPO, with its 95% interval, by its mean prefix KL.
+
+    Args:
+        by_task: the points of each task, each with GRPO and the seeds that both have.
+    """
+    figure, panels = plt.subplots(1, len(keys), figsize=(5.5 * len(keys) + 2, 5), layout="constrained", squeeze=False)
+    colours = [colour for side in ("rival", "soup", "variant") for colour in COLOURS[side]]
+    for axes, key in zip(panels[0], keys, strict=True):
+        for place, (task, of_task) in enumerate(by_task.items()):
+            found = [difference(point, grpo, seeds, key) for point, grpo, seeds in of_task]
+            distances = [mean(point.over(seeds, "prefix_kl")) for point, _, seeds in of_task]
+            colour, marker = colours[place % len(colours)], MARKERS["soup"][place % len(MARKERS["soup"])]
+            look = {"color": colour, "marker": marker, "linestyle": "", "alpha": 0.8}
+            widths = [its.half_width for its in found]
+            axes.errorbar(distances, [its.mean for its in found], yerr=widths, label=task, elinewidth=0.7, **look)
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set(xscale="log", xlabel="prefix KL (k3), mean over the run, nats a token", ylabel=f"{key} − GRPO")
+    _finish(figure, panels[0], "SOUP's points by how far its prefixes are from the current policy, 95% intervals", path)
 
 
 def _sides() -> list[Line2D]:

@@ -47,7 +47,7 @@ REPORT = "prepare.json"
 class Settings:
     """Everything that decides what is made; `prepare.json` repeats it.
 
-    Sizes count questions, demonstrations a step, and steps. `slips` and `sft_steps` are the task's unless given.
+    Sizes count questions, demonstrations a step, and steps.
     """
 
     task: str
@@ -64,6 +64,12 @@ class Settings:
     layers: int = 3
     heads: int = 4
     samples: int = 64
+
+    @classmethod
+    def of(cls, task: Task, **given: Any) -> Settings:
+        """A task's own, but for those given."""
+        own = {key: getattr(task, key) for key in ("slips", "sft_steps", "train_questions", "val_questions")}
+        return cls(**{"task": task.name} | own | given)
 
 
 @dataclass(frozen=True)
@@ -214,9 +220,9 @@ def main() -> None:
     transformers_logging.disable_progress_bar()
     try:
         task = task_named(arguments.task)
-        slips = task.slips if arguments.slips is None else arguments.slips
-        steps = arguments.sft_steps or task.sft_steps
-        settings = Settings(task.name, slips, steps, seed=arguments.seed, train_questions=task.train_questions)
+        given = {key: getattr(arguments, key) for key in ("slips", "sft_steps")}
+        known = {key: value for key, value in given.items() if value is not None}
+        settings = Settings.of(task, seed=arguments.seed, **known)
         report = finished(arguments.out, settings)
         if report is None:
             stored = None if arguments.train else stored_warm_start(settings)

@@ -1,8 +1,8 @@
 """Score a response to one of the benchmark tasks: 1.0 where its answer is valid, 0.0 otherwise.
 
-verl calls `compute_score` (`custom_reward_function.path=benchmarks/rewards.py`) with the task's name as data source and
-the question as ground truth, because most questions have several valid answers. A response is only ever matched against
-a pattern and taken apart as text: nothing in it is evaluated. Standard library alone, so that any process can load it.
+The task's name is the data source and the question the ground truth, because most questions have several valid answers.
+A response is only ever matched against a pattern and taken apart as text: nothing in it is evaluated. Tasks not about
+numbers and letters are in domains.py, whose `compute_score` takes these too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 END = "<|im_end|>"
 EXPRESSION = re.compile(r"[1-9][0-9]?(?:[+-][1-9][0-9]?){2,8}")
@@ -115,17 +114,13 @@ COUNTS: dict[str, Callable[[str], int]] = {
 }
 
 
-def compute_score(
-    data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any] | None = None, **kwargs: Any
-) -> dict[str, float | str]:
+def compute_score(data_source: str, solution_str: str, ground_truth: str) -> dict[str, float | str]:
     """Check an answer.
 
     Args:
         data_source: the task, a key of `CHECKERS`.
         solution_str: the response as text, without the prompt.
         ground_truth: the question.
-        extra_info: the row's extra fields; not used.
-        **kwargs: whatever else verl passes; not used.
 
     Returns:
         `score`, the reward, and `acc`, which verl's validation averages: both 1.0 or 0.0; `pred`, the answer in one

@@ -3,14 +3,15 @@
 # where countdown's questions are seen more often, the recipe's neighbours, the main points on the real stack, whether
 # both instruments agree, tables and figures. Hours on two cores: 6 to 12 for the grid (33 points x 5 seeds x 3 tasks), 4
 # to 6 for the fresh seeds, 2 to 4 for the neighbours (50 points x 3 tasks), 8 to 17 for all methods' best points on fresh
-# seeds, 15 to 23 for the real stack (45 runs of 400 steps), 1 for the agreement.
+# seeds, 6 to 10 for the other domains, 15 to 23 for the real stack (45 runs of 400 steps), 1 for the agreement.
 #
 #   bash benchmarks/run_all.sh             everything
 #   bash benchmarks/run_all.sh --subset    ten minutes: a few published points again on a new seed; each number must
 #                                          fall into the interval that the published seeds predict
 #   TASKS, SEEDS, WORKERS, POINTS (of the grid), FRESH_POINTS, OFTEN_POINTS, LONG_POINTS, HARD_POINTS, HARD_SIZES_POINTS,
-#   HARD_FRESH_POINTS, HARD_ORDER_POINTS, NEIGHBOR_POINTS, TRANSFER (tasks of other domains), TRANSFER_POINTS, REAL_POINTS
-#   and REAL_SEEDS narrow it; REAL_SEEDS=0 leaves verl out, TRANSFER= the other domains.
+#   HARD_FRESH_POINTS, HARD_ORDER_POINTS, NEIGHBOR_POINTS, TRANSFER (tasks of other domains), TRANSFER_POINTS,
+#   HARD_TRANSFER_POINTS, HARD_TEXT_POINTS, HARD_TEXT_FRESH_POINTS, REAL_POINTS and REAL_SEEDS narrow it; REAL_SEEDS=0
+#   leaves verl out, TRANSFER= the other domains.
 #   What it finds takes the place of benchmarks/raw and of the tables.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -34,15 +35,20 @@ HARD_POINTS=${HARD_POINTS:-grpo gradient_clip/0.1 gradient_clip/0.3 learning_rat
   replay_best/0.875 replay_any/0.5 replay_gradient_clip/0.1 replay_gradient_clip/0.3 masked/8 replay_masked/0.5
   balanced/0.5 decoupled/8 whole_response/8 exo/8 oapl/8 oapl/50}
 HARD_SIZES_POINTS=${HARD_SIZES_POINTS:-grpo lookahead_age/8 replay_best/0.5}
-HARD_FRESH_POINTS=${HARD_FRESH_POINTS:-grpo lookahead_age/8 replay_best/0.5 reference_kl/0.02 gradient_clip/0.1
-  replay_gradient_clip/0.3 updates/2}
+HARD_FRESH_POINTS=${HARD_FRESH_POINTS:-grpo responses/6 reference_kl/0.02 gradient_clip/0.3 lookahead_age/8
+  replay_best/0.5 replay_best/0.75 replay_best/0.875 replay_any/0.5 replay_masked/0.5}
+HARD_TRANSFER_POINTS=${HARD_TRANSFER_POINTS:-grpo responses/5 lookahead_age/8 replay_best/0.75} # chosen on hard_96
+HARD_TEXT_POINTS=${HARD_TEXT_POINTS:-grpo replay_best/0.75 replay_best_cut replay_best_dr_grpo replay_best_cut_dr_grpo
+  responses_dr_grpo pods/4 neighbor:first}
+HARD_TEXT_FRESH_POINTS=${HARD_TEXT_FRESH_POINTS:-replay_best_cut/0.5 replay_best_dr_grpo/0.75 replay_best_cut_dr_grpo/0.5
+  responses_dr_grpo neighbor/dr_grpo neighbor/exgrpo/0.125 neighbor/repo/0.5} # chosen by the one seed of HARD_TEXT_POINTS
 HARD_ORDER_POINTS=${HARD_ORDER_POINTS:-grpo lookahead_age/8 replay_best/0.5 learning_rate/0.0002 responses/4 gradient_clip/0.3
   lookahead_age/64 replay_any/0.5 masked/8 reference_kl/0.02 group_size/16 replay_best/0.75}
 NEIGHBOR_POINTS=${NEIGHBOR_POINTS:-neighbor} # all of them
 REAL_POINTS=${REAL_POINTS:-grpo lookahead_age/64 snapshot/8 replay/6 masked/64}
 REAL_SEEDS=${REAL_SEEDS:-3}
 TASKS=${TASKS:-countdown chain_sum order}
-TRANSFER=${TRANSFER-code puzzle}
+TRANSFER=${TRANSFER-code puzzle text}
 
 if [[ ${1:-} == --subset ]]; then
   "$PYTHON" -m benchmarks.prepare --task countdown --out "$ASSETS/countdown"
@@ -75,7 +81,14 @@ fi
 if [[ " $TASKS " == *" order "* ]]; then
   simulate TASKS=hard_order_960 SEEDS=1 POINTS="$HARD_ORDER_POINTS" OUT="$OUT/sim"
 fi
-[[ -z $TRANSFER ]] || simulate TASKS="$TRANSFER" POINTS="$TRANSFER_POINTS" OUT="$OUT/sim" # other domains
+if [[ -n $TRANSFER ]]; then # other domains, from starts that are often and rarely right
+  simulate TASKS="$TRANSFER" POINTS="$TRANSFER_POINTS" OUT="$OUT/sim"
+  simulate TASKS="hard_${TRANSFER// / hard_}" FIRST_SEED=100 POINTS="$HARD_TRANSFER_POINTS" OUT="$OUT/fresh"
+fi
+if [[ " $TRANSFER " == *" text "* ]]; then
+  simulate TASKS=hard_text SEEDS=1 POINTS="$HARD_TEXT_POINTS" OUT="$OUT/sim" # one seed: a search
+  simulate TASKS=hard_text FIRST_SEED=100 POINTS="$HARD_TEXT_FRESH_POINTS" OUT="$OUT/fresh"
+fi
 for part in sim fresh; do
   [[ ! -d $OUT/$part ]] || "$PYTHON" -m benchmarks.keep --results "$OUT/$part" --published "$PUBLISHED"
 done

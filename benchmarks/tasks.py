@@ -4,13 +4,15 @@
     chain_sum   "27+45-13="      add up; running totals first, the result on the last line   one valid answer
     chain_sum_8                  the same with eight numbers, for longer responses
     order       "kdbg:d<k,b<g"   put letters in an order that keeps every pair               many valid answers
-    code, puzzle                 of other domains: see domains.py
+    code, puzzle, text           of other domains: see domains.py
 
     countdown_96                 countdown, its warm start and validation, with 96 of its 960 training questions
     countdown_1200               countdown, trained for 1,200 steps (in grid.yaml)
     hard_96, hard_240, hard_960  chain_sum_8 after a quarter of its warm start (right in 3 of 100), its first questions
     hard_weak_96, hard_fair_96   hard_96 after fewer or more steps of it (right in 1 and in 10 of 100)
     hard_order_96, hard_order_960  order after half of its warm start (right in 4 of 100), its first questions
+    hard_code, hard_puzzle, hard_text  code, puzzle and text after a third to a half of their warm starts (right in
+                                 5, 4 and 3 of 100), their first 96 questions
 
 `rewards.py` and `domains.py` check answers. A question's `key` is what makes two questions the same; no key is in two
 splits.
@@ -24,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from benchmarks.domains import ANSWER, COUNTS, PARTS, PROGRAM
+from benchmarks.domains import ANSWER, COUNTS, LISTED, PARTS, PROGRAM
 
 DRAWN = 960  # training questions
 
@@ -43,6 +45,7 @@ class Task:
         max_prompt_tokens, max_response_tokens: budgets; the latter includes the token that ends a response.
         tokens: texts of answers that are a token each; otherwise a character is one.
         train_questions: how many of the `DRAWN` training questions are trained on, the first ones.
+        val_questions: how many are held out.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Task:
     max_response_tokens: int
     tokens: tuple[str, ...] = ()
     train_questions: int = DRAWN
+    val_questions: int = 128
 
 
 # ---- countdown ----
@@ -189,6 +193,7 @@ TASKS: dict[str, Task] = {
         Task("order", draw_order, answer_order, slip_order, key_order, 0.5, 700, 48, 10),
         Task("code", *PARTS["code"], 0.5, 300, 48, 14, tokens=PROGRAM),
         Task("puzzle", *PARTS["puzzle"], 0.3, 300, 20, 14, tokens=ANSWER),
+        Task("text", *PARTS["text"], 0.5, 100, 52, 16, tokens=LISTED, val_questions=96),
     )
 }
 
@@ -200,6 +205,9 @@ VARIANTS = {
     "hard_weak_96": replace(TASKS["chain_sum_8"], sft_steps=150, train_questions=96),
     "hard_fair_96": replace(TASKS["chain_sum_8"], sft_steps=660, train_questions=96),
     **{f"hard_order_{n}": replace(TASKS["order"], sft_steps=350, train_questions=n) for n in (96, 960)},
+    "hard_puzzle": replace(TASKS["puzzle"], sft_steps=150, train_questions=96),
+    "hard_code": replace(TASKS["code"], sft_steps=100, train_questions=96, val_questions=32),
+    "hard_text": replace(TASKS["text"], sft_steps=60, train_questions=96),
 }
 
 

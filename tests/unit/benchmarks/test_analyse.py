@@ -70,6 +70,15 @@ def test_grpos_checkpoints_and_the_start_are_rivals(results):
     assert common_seeds(points) == [0, 1, 2]
 
 
+def test_a_neighbour_stands_in_the_tables_if_it_has_the_seeds_that_the_others_share(results):
+    for seed in range(3):
+        write(results, "neighbor/repo", "variant", seed, 0.2, 0.4, value=0.5)
+    write(results, "neighbor/gspo", "rival", 0, 0.2, 0.4, value=8)
+    points = points_of(results)
+    assert [p.name for p in points if p.method.startswith("neighbor/")] == ["neighbor/repo 0.5"]
+    assert common_seeds(points) == [0, 1, 2]
+
+
 def test_the_tables_say_what_was_measured(results, tmp_path):
     group = Group("countdown", "search instrument (plain PyTorch)", 0)
     text = analyse.section(group, points_of(results), tmp_path, [8, 32])

@@ -51,11 +51,35 @@ def test_palindromes_are_scored_by_reasoning_gym(response, right, answer):
     assert scored == {"score": right, "acc": right, "pred": response if answer else ""}
 
 
+@pytest.mark.parametrize(
+    ("response", "right", "answer"),
+    [
+        ('"gold red pink grey"', 1.0, True),
+        ('"red gold gold gold"', 1.0, True),
+        ("gold red pink grey", 0.0, True),  # follows all but the form: no partial credit
+        ('"gold red pink"', 0.0, True),  # a word too few
+        ('"gold blue red pink"', 0.0, True),
+        ('"red pink grey white"', 0.0, True),  # gold is missing
+        (" ", 0.0, False),
+    ],
+)
+def test_a_text_is_right_only_where_it_follows_every_instruction(response, right, answer):
+    scored = compute_score("text", response, "red, gold, not blue, 4 words or more, in quotes")
+    assert scored == {"score": right, "acc": right, "pred": response if answer else ""}
+
+
+def test_the_order_of_named_colours_makes_no_other_question():
+    key = TASKS["text"].key
+    asked = "{}, {}, not blue, 4 words or more, in quotes"
+    assert key(asked.format("red", "gold")) == key(asked.format("gold", "red"))
+    assert len({key(wish.question) for wish in domains.WISHES}) == 1512  # of 28 pairs: 6 others, 3 counts, 3 forms
+
+
 def test_palindromes_counted_by_hand():
     assert COUNTS["puzzle"]("babca") == 2  # abcba, bacab
     assert COUNTS["puzzle"]("aabbccdd") == 24
     assert COUNTS["puzzle"]("aaaabb") == 3  # two pairs of a, one of b
-    assert "code" not in COUNTS
+    assert not {"code", "text"} & set(COUNTS)
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -46,7 +46,7 @@ def test_all_methods_take_the_same_steps_samples_and_rate_but_those_that_are_nam
         "samples": set(),
         "lr": {"learning_rate"},
         "prompts": {"group_size"},
-        "n": {"responses", "group_size"},
+        "n": {"responses", "responses_dr_grpo", "group_size"},
     }.items():
         (usual,) = {p.settings[key] for p in points if p.method == "grpo"}
         assert {p.method for p in points if p.settings[key] != usual} == named_for_it, key

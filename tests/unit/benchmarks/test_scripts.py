@@ -75,13 +75,14 @@ def test_the_fresh_seeds_are_those_of_the_tasks_asked_for(script):
     assert any("--tasks countdown_96 --seeds 8 --first-seed 300" in call for call in grids)
     for task in ("hard_96", "hard_order_960"):
         assert any(f"--tasks {task} --seeds 1 --first-seed 0 --points grpo " in call for call in grids)
-    transfer = "code puzzle"
+    transfer = "code puzzle text"
     for task, first in (
         ("countdown", 100),
         ("countdown_96", 100),
         ("countdown_1200", 100),
         ("chain_sum_8", 0),
         (transfer, 0),
+        ("hard_code hard_puzzle hard_text", 100),
     ):
         assert any(f"--tasks {task} --seeds 5 --first-seed {first} --points grpo " in call for call in grids)
 
