@@ -77,13 +77,27 @@ def read_points(path: Path, task: str) -> list[Point]:
     """The points of a task, in the grid's order; last the recipe's neighbours that can be run here.
 
     Raises:
-        ValueError: the task is not in the grid, or a method has an unknown side.
+        ValueError: the task is not in the grid, or a method has an unknown side or neighbour.
     """
     grid = read_grid(path)
     if task not in grid["tasks"]:
         raise ValueError(f"--tasks {task}: expected some of {', '.join(grid['tasks'])} of {path}")
-    methods = grid["methods"] | _neighbors(grid, task)
+    length, prompts = task_named(task).max_response_tokens, grid["common"]["prompts"]
+    files = neighbors.all_of(response_length=length, prompts=prompts)
+    methods = {name: _on_neighbor(name, method, files) for name, method in grid["methods"].items()}
+    methods |= _neighbors(grid.get("neighbors"), files)
     return [point for name, method in methods.items() for point in _points(grid, task, name, method)]
+
+
+def _on_neighbor(name: str, method: dict[str, Any], files: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The method with its neighbour's settings, all but the mixing, below its own."""
+    neighbor = method.get("neighbor")
+    if neighbor is None:
+        return method
+    if neighbor not in files:
+        raise ValueError(f"methods.{name}.neighbor={neighbor!r}: expected one of {', '.join(files)}")
+    below = {key: value for key, value in files[neighbor].items() if not key.startswith("soup.")}
+    return method | {"set": below | method.get("set", {})}
 
 
 def _points(grid: dict[str, Any], task: str, name: str, method: dict[str, Any]) -> Iterator[Point]:
@@ -101,15 +115,13 @@ def _points(grid: dict[str, Any], task: str, name: str, method: dict[str, Any]) 
         yield Point(task, name, method["side"], method["title"], knob, value, varied)
 
 
-def _neighbors(grid: dict[str, Any], task: str) -> dict[str, dict[str, Any]]:
+def _neighbors(given: dict[str, Any] | None, files: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The recipe's neighbours as methods of the grid, but for those that it has under another name."""
-    given = grid.get("neighbors")
     if given is None:
         return {}
-    found = neighbors.all_of(response_length=task_named(task).max_response_tokens, prompts=grid["common"]["prompts"])
     return {
         NEIGHBOR + name: _neighbor(given, name, given["set"] | settings)
-        for name, settings in found.items()
+        for name, settings in files.items()
         if name not in given["elsewhere"]
     }
 

@@ -52,13 +52,27 @@ def test_all_methods_take_the_same_steps_samples_and_rate_but_those_that_are_nam
         assert {p.method for p in points if p.settings[key] != usual} == named_for_it, key
 
 
-def test_an_unknown_task_or_side_is_refused(tmp_path):
+def test_an_unknown_task_side_or_neighbour_is_refused(tmp_path):
     with pytest.raises(ValueError, match="--tasks sudoku: expected some of countdown"):
         grid.read_points(grid.GRID, "sudoku")
     bad = tmp_path / "grid.yaml"
-    bad.write_text("common: {}\ntasks: {x: {}}\nmethods: {m: {side: friend, title: M}}\n")
+    text = "common: {prompts: 12}\ntasks: {order: {}}\nmethods: {m: {title: M, %s}}\n"
+    bad.write_text(text % "side: friend")
     with pytest.raises(ValueError, match="methods.m.side='friend': expected one of grpo, rival, soup, variant"):
-        grid.read_points(bad, "x")
+        grid.read_points(bad, "order")
+    bad.write_text(text % "side: soup, neighbor: dr_grop")
+    with pytest.raises(ValueError, match="methods.m.neighbor='dr_grop': expected one of .*dr_grpo"):
+        grid.read_points(bad, "order")
+
+
+def test_a_method_on_a_neighbour_has_its_settings_but_for_the_mixing():
+    for task, longest in (("hard_text", 16), ("hard_96", 30)):
+        (alone,) = grid.chosen(grid.read_points(grid.GRID, task), ["neighbor/dr_grpo"])
+        (mixed,) = grid.chosen(grid.read_points(grid.GRID, task), ["replay_best_dr_grpo/0.75"])
+        (plain,) = grid.chosen(grid.read_points(grid.GRID, task), ["replay_best/0.75"])
+        of_file = {key: value for key, value in alone.settings.items() if not key.startswith("soup.")}
+        assert of_file["loss.loss_scale_factor"] == longest and of_file["norm_by_std"] is False
+        assert mixed.settings == plain.settings | of_file
 
 
 def test_a_finished_point_is_skipped(assets, tmp_path, capsys):
