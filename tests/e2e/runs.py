@@ -307,14 +307,15 @@ def _resumed(assets: Path, folder: Path) -> Run:
     return launch(assets, folder, *_SIX)
 
 
-# Few sessions at once, of long responses: decoding takes longer than what verl does for each of them, so that updates
-# find some under way. How many, and in which steps, is the machine's to say.
+# Few sessions at once, of long responses: decoding takes longer than what verl does for each of them and than the 2
+# seconds between its looks at what is done, so that updates find some under way. How many, and in which steps, is the
+# machine's to say; with 8 at once a quick one had none.
 _SLOW_ROLLOUT = (
     "soup.prefix_length.low=null",
     "soup.prefix_length.high=null",
     "data.max_response_length=192",
     "actor_rollout_ref.rollout.max_model_len=240",
-    "actor_rollout_ref.rollout.max_num_seqs=8",
+    "actor_rollout_ref.rollout.max_num_seqs=3",
 )
 _INTERRUPTED = (
     "neighbors=partial_rollout",
