@@ -1,11 +1,13 @@
 """What the shell scripts run, and that a failure ends them; the commands themselves have tests of their own."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from benchmarks.grid import GRID, chosen, read_points
 from benchmarks.tables import BEGIN, END, replace_generated
 
 ROOT = Path(__file__).parents[3]
@@ -25,6 +27,7 @@ def script(tmp_path):
     def run(name, *words, fails="nothing", **variables):
         given = {"PYTHON": python, "CALLS": tmp_path / "calls", "FAILS": fails, "OUT": tmp_path / "out"}
         given |= {"ASSETS": tmp_path / "assets"} | variables
+        given["CALLS"].unlink(missing_ok=True)
         env = {"PATH": os.environ["PATH"]} | {key: str(value) for key, value in given.items()}
         done = subprocess.run(["bash", f"benchmarks/{name}", *words], cwd=ROOT, env=env, capture_output=True, text=True)
         return done, sorted((tmp_path / "calls").read_text().splitlines())
@@ -63,28 +66,44 @@ def test_nothing_is_published_of_an_incomplete_grid(script):
     assert not [call for call in calls if "keep" in call or "analyse" in call]
 
 
-def test_the_fresh_seeds_are_those_of_the_tasks_asked_for(script):
-    done, calls = script("run_all.sh", TASKS="order", TRANSFER="", REAL_SEEDS="0")
-    assert done.returncode == 0, done.stderr
-    assert {call.split("--tasks ")[1].split(" --")[0] for call in calls if "grid" in call} == {
-        "order",
-        "hard_order_960",
-    }
+def test_every_line_of_the_plan_is_run_for_the_tasks_asked_for_with_points_that_the_grid_has(script):
     done, calls = script("run_all.sh", REAL_SEEDS="0")
-    grids = [call for call in calls if "grid" in call]
-    assert any("--tasks countdown_96 --seeds 8 --first-seed 300" in call for call in grids)
-    for task in ("hard_96", "hard_order_960"):
-        assert any(f"--tasks {task} --seeds 1 --first-seed 0 --points grpo " in call for call in grids)
-    transfer = "code puzzle text"
-    for task, first in (
-        ("countdown", 100),
-        ("countdown_96", 100),
-        ("countdown_1200", 100),
-        ("chain_sum_8", 0),
-        (transfer, 0),
-        ("hard_code hard_puzzle hard_text", 100),
-    ):
-        assert any(f"--tasks {task} --seeds 5 --first-seed {first} --points grpo " in call for call in grids)
+    assert done.returncode == 0, done.stderr
+    found = {}
+    for call in (call for call in calls if "benchmarks.grid" in call):
+        words = call.partition(" --tasks ")[2].partition(" --shard ")[0]
+        task, seeds, first, points = re.fullmatch(
+            r"(\w+) --seeds (\d+) --first-seed (\d+)(?: --points (.+))?", words
+        ).groups()
+        chosen(read_points(GRID, task), points and points.split())
+        found.setdefault((task, int(seeds), int(first)), points)
+    searched = {task for task, seeds, first in found if (seeds, first) == (1, 0)}
+    assert {"hard_96", "hard_240", "hard_960", "hard_order_960", "hard_text", "countdown"} <= searched
+    fresh = {task for task, seeds, first in found if (seeds, first) == (5, 100)}
+    assert fresh >= {
+        "countdown",
+        "chain_sum",
+        "order",
+        "countdown_96",
+        "hard_96",
+        "hard_code",
+        "hard_puzzle",
+        "hard_text",
+    }
+    assert found["countdown_96", 8, 300].startswith("grpo lookahead_kl/0.05 ")
+    done, calls = script("run_all.sh", TASKS="hard_order_960 order", SEEDS="2", REAL_SEEDS="0")
+    grids = {call.split("--tasks ")[1].split(" --first")[0] for call in calls if "grid" in call}
+    assert grids == {"order --seeds 1", "order --seeds 2", "hard_order_960 --seeds 1"}
+
+
+def test_the_real_stack_is_asked_for_each_task_and_then_for_the_agreement(script):
+    done, calls = script("run_all.sh", TASKS="order hard_text", REAL_SEEDS="2")
+    assert done.returncode == 0, done.stderr
+    real = [call.partition(" --tasks ")[2] for call in calls if "benchmarks.real_stack" in call]
+    assert real == [
+        "hard_text --points grpo replay_best/0.75 --first-seed 100 --set steps=400 samples=32 evaluate_every=400",
+        "order --points grpo lookahead_age/64 snapshot/8 replay/6 masked/64 --seeds 2 --set samples=32",
+    ]
 
 
 def test_neighbours_are_searched_on_one_seed_and_every_methods_best_point_is_run_on_fresh_ones(script, tmp_path):
