@@ -6,6 +6,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+if [[ ${1:-} == -* ]]; then echo "check_gpu_pins.sh: '$1': the argument is the environment's folder" >&2; exit 2; fi
 venv=${1:-$(mktemp -d)/venv}
 echo "environment: $venv"
 FLASH_ATTN_WHEEL=none bash scripts/install.sh "$venv" gpu,test

@@ -19,6 +19,10 @@ stamp=$venv/.soup-verl-installed
 die() { echo "install.sh: $*" >&2; exit 1; }
 say() { printf '[%3ds] %s\n' "$SECONDS" "$*"; }
 has_extra() { [[ ",$extras," == *",$1,"* ]]; }
+case $venv in
+  -h | --help) sed -n '2,/^set /s/^# \{0,1\}//p' scripts/install.sh; exit ;;
+  -*) die "'$venv': the first argument is the environment's folder; --help tells the others" ;;
+esac
 
 # A candidate is tried, not looked up: version managers leave names on the path that start nothing, and Debian's
 # python3.11 comes without ensurepip until python3.11-venv is installed.

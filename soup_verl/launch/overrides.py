@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -24,6 +24,8 @@ def reason(error: Exception, compose: Compose) -> str:
     """Hydra's reason in one line, without its advice to add what is not there; of a key the nearest that there is."""
     said = re.split(r"\n(?:See https|Config search path|To append)", str(error))[0]
     said = " ".join(said.split())
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: {said}"
     if (missing := re.match(r"Could not override '([^']+)'", said)) is None:
         return said
     plain: Any = OmegaConf.to_container(compose([]))

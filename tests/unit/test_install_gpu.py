@@ -226,3 +226,17 @@ def test_an_environment_for_the_cpu_is_left_alone(machine):
     done = machine.install(FLASH_ATTN_WHEEL="none")
     assert done.returncode == 1 and machine.commands.calls() == []
     assert "venv holds the CPU packages: name another folder" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "said"),
+    [
+        ("--help", 0, "[VENV_DIR] [EXTRAS]"),
+        ("-e", 1, "install.sh: '-e': the first argument is the environment's folder"),
+    ],
+)
+def test_an_option_is_no_folder(tmp_path, word, code, said):
+    machine = Machine(tmp_path)
+    done = subprocess.run(["bash", "scripts/install.sh", word], cwd=machine.root, capture_output=True, text=True)
+    assert done.returncode == code and said in done.stdout + done.stderr
+    assert not (machine.root / word).exists()
