@@ -84,7 +84,7 @@ def test_the_collections_ruff_finds_nothing(mounted, command):
 
 def test_the_collections_ruff_does_look_at_the_recipe(mounted):
     (mounted / "recipe" / "ruff.toml").write_text(RUFF)
-    (mounted / "recipe" / "soup" / "main_soup.py").open("a").write("import os\n")
+    (mounted / "recipe" / "soup" / "main_soup.py").open("a").write("import colorsys\n")
     command = [sys.executable, "-m", "ruff", "check", "--no-cache", "recipe"]
     done = subprocess.run(command, cwd=mounted, capture_output=True, text=True)
     assert done.returncode == 1 and "F401" in done.stdout
