@@ -37,7 +37,7 @@ sim   1 0   hard_order_960: grpo lookahead_age/8 lookahead_age/64 replay_best/0.
 sim   5 0   code puzzle text: grpo lookahead_age/8 lookahead_age/64 replay/6 replay_best/0.5 reference_kl/0.02 temperature/1.2 responses/4 masked/64
 fresh 5 100 hard_code hard_puzzle hard_text: grpo responses/5 lookahead_age/8 replay_best/0.75
 sim   1 0   hard_text: grpo replay_best/0.75 replay_best_cut replay_best_dr_grpo replay_best_cut_dr_grpo responses_dr_grpo pods/4 neighbor:first
-fresh 5 100 hard_text: learning_rate/0.0002 replay_best_cut/0.5 replay_best_dr_grpo replay_best_dr_grpo_rate/0.0002 replay_best_dr_grpo_advantages replay_best_dr_grpo_loss replay_best_cut_dr_grpo/0.5 responses_dr_grpo neighbor/dr_grpo neighbor/exgrpo/0.125 neighbor/repo/0.5
+fresh 5 100 hard_text: learning_rate/0.0002 dr_grpo_rate/0.0002 replay_best_cut/0.5 replay_best_dr_grpo replay_best_dr_grpo_rate/0.0002 replay_best_dr_grpo_advantages replay_best_dr_grpo_loss replay_best_cut_dr_grpo/0.5 responses_dr_grpo neighbor/dr_grpo neighbor/exgrpo/0.125 neighbor/repo/0.5
 fresh 5 100 hard_96 hard_puzzle: replay_best_dr_grpo replay_best_cut_dr_grpo/0.5 neighbor/dr_grpo
 '
 REAL_POINTS="grpo lookahead_age/64 snapshot/8 replay/6 masked/64" # on countdown, chain_sum and order

@@ -44,7 +44,7 @@ def test_all_methods_take_the_same_steps_samples_and_rate_but_those_that_are_nam
     for key, named_for_it in {
         "steps": set(),
         "samples": set(),
-        "lr": {"learning_rate", "replay_best_dr_grpo_rate"},
+        "lr": {"learning_rate", "dr_grpo_rate", "replay_best_dr_grpo_rate"},
         "prompts": {"group_size"},
         "n": {"responses", "responses_dr_grpo", "group_size"},
     }.items():
