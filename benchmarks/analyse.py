@@ -130,7 +130,7 @@ def section(group: Group, points: list[Measured], figures: Path, ks: Sequence[in
     learnt = []
     if (followed := learning(points)) and grpo_of(points) in followed:
         curves = figures / named("learning")
-        draw_learning(followed, seeds, title, curves)
+        draw_learning(followed, seeds, title, curves, read_grid(GRID)["pictured"].get(group.task))
         learnt = [f"![reward by step and by decoded tokens on {group.task}](FIGURES/{curves.name})"]
         learnt += [learning_table(followed, seeds)]
     said = [

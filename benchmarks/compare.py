@@ -12,19 +12,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.results import HOW_IT_BEGINS, Measured, common_seeds, of_one_instrument, read_results
+from benchmarks.results import HOW_IT_BEGINS, Measured, by_grid_name, common_seeds, of_one_instrument, read_results
 from benchmarks.tables import COLUMNS, difference, mean_of, shown, shown_interval, table
 
 HEADER = ("number", "first", "second", "first − second", "verdict")
 
 
 def named(points: Sequence[Measured], name: str) -> Measured:
-    """The point that the grid calls METHOD or METHOD/VALUE; `grpo_stopped/200` is GRPO's checkpoint of step 200.
+    """The point of this name, see `by_grid_name`.
 
     Raises:
         ValueError: it is not among them.
     """
-    names = {point.name.replace(" ", "/"): point for point in points}
+    names = by_grid_name(points)
     if name not in names:
         raise ValueError(f"no results of {name!r}; there are {', '.join(sorted(names))}")
     return names[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
 from math import isinf
 from pathlib import Path
@@ -19,7 +19,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from benchmarks.frontier import upper_hull
-from benchmarks.results import Measured
+from benchmarks.grid import SIDES
+from benchmarks.results import Measured, by_grid_name
 from benchmarks.tables import difference
 
 COLOURS = {  # of Okabe and Ito: apart for every colour vision; a side's methods differ by marker
@@ -133,38 +134,59 @@ SHOWN = {"grpo": 1, "rival": 3, "soup": 3, "variant": 2}
 """How many of a side's methods have a curve of learning, each with the point that ends highest."""
 
 
-def draw_learning(points: Sequence[Measured], seeds: Sequence[int], title: str, path: Path) -> None:
-    """Reward of on-policy responses by step and by decoded tokens: means over seeds, the band is the standard error."""
-    figure, panels = plt.subplots(1, 2, figsize=(15, 5.5), layout="constrained", sharey=True)
+def draw_learning(
+    points: Sequence[Measured], seeds: Sequence[int], title: str, path: Path, labels: Mapping[str, str] | None = None
+) -> None:
+    """Reward of on-policy responses by step and by decoded tokens: means over seeds, the band is the standard error.
+
+    Args:
+        labels: the points to show, by the grid's name, and what they are called; without it `SHOWN` of each side.
+    """
+    figure, panels = plt.subplots(1, 2, figsize=(12, 6.5), layout="constrained", sharey=True)
+    places = dict.fromkeys(SIDES, 0)
+    for point, label in _labelled(points, labels) if labels else _best(points, seeds):
+        colour = COLOURS[point.side][places[point.side] % len(COLOURS[point.side])]
+        places[point.side] += 1
+        _draw_curve(panels, point, seeds, colour, label)
+    panels[0].set(xlabel="training step", ylabel="reward of on-policy responses, 25 steps")
+    panels[1].set(xlabel="decoded tokens")
+    panels[1].xaxis.set_major_formatter(EngFormatter(sep=""))
+    for axes in panels:
+        axes.grid(alpha=0.3)
+        axes.set_ylim(bottom=0)
+    panels[0].set_title(title, loc="left")
+    legend = panels[0].get_legend_handles_labels()
+    figure.legend(*legend, loc="outside lower left", ncols=2, fontsize=9, frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _labelled(points: Sequence[Measured], labels: Mapping[str, str]) -> Iterator[tuple[Measured, str]]:
+    known = by_grid_name(points)
+    return ((known[name], label) for name, label in labels.items() if name in known)
+
+
+def _best(points: Sequence[Measured], seeds: Sequence[int]) -> Iterator[tuple[Measured, str]]:
+    """Of each side the methods that end highest, at their best knobs."""
     for side, many in SHOWN.items():
         best = {}
         for point in sorted(points, key=lambda p: mean(p.over(seeds, "reward_at_end"))):
             if point.side == side:
                 best[point.method] = point
-        highest = sorted(best.values(), key=lambda p: -mean(p.over(seeds, "reward_at_end")))[:many]
-        for place, point in enumerate(highest):
-            _draw_curve(panels, point, seeds, COLOURS[side][place], dashed=side == "variant")
-    panels[0].set(xlabel="training step", ylabel="reward of on-policy responses, 25 steps")
-    panels[1].set(xlabel="decoded tokens")
-    for axes in panels:
-        axes.grid(alpha=0.3)
-        axes.set_ylim(bottom=0)
-    panels[0].set_title(title, loc="left")  # the figure's own would meet the legend
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+        for point in sorted(best.values(), key=lambda p: -mean(p.over(seeds, "reward_at_end")))[:many]:
+            yield point, point.title + ("" if point.value is None else f": {point.value}")
 
 
-def _draw_curve(panels: Sequence[Axes], point: Measured, seeds: Sequence[int], colour: str, *, dashed: bool) -> None:
+def _draw_curve(panels: Sequence[Axes], point: Measured, seeds: Sequence[int], colour: str, label: str) -> None:
+    style = "--" if point.side == "variant" else "-"
     curves = point.over(seeds, "curve")
     means = [mean(c["reward"] for c in at) for at in zip(*curves, strict=True)]
     errors = [
         stdev(c["reward"] for c in at) / len(at) ** 0.5 if len(at) > 1 else 0.0 for at in zip(*curves, strict=True)
     ]
-    label = point.title + ("" if point.value is None else f": {point.value}")
     for axes, key in zip(panels, ("step", "decode_tokens"), strict=True):
         xs = [mean(c[key] for c in at) for at in zip(*curves, strict=True)]
-        axes.plot(xs, means, color=colour, linestyle="--" if dashed else "-", label=label)
+        axes.plot(xs, means, color=colour, linestyle=style, label=label)
         low, high = ([m + sign * e for m, e in zip(means, errors, strict=True)] for sign in (-1, 1))
         axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
 

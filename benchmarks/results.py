@@ -152,6 +152,11 @@ def learning(points: Sequence[Measured]) -> list[Measured]:
     return [p for p in points if p.by_seed and all(found.get("curve") for found in p.by_seed.values())]
 
 
+def by_grid_name(points: Sequence[Measured]) -> dict[str, Measured]:
+    """By METHOD or METHOD/VALUE, as the grid calls them; `grpo_stopped/200` is GRPO's checkpoint of step 200."""
+    return {point.name.replace(" ", "/"): point for point in points}
+
+
 def grpo_of(points: Sequence[Measured]) -> Measured:
     """The point all are compared with.
 

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from benchmarks import analyse, tables
+from benchmarks import analyse, figures, tables
 from benchmarks import results as benchmark_results
 from benchmarks.results import SEEDS_A_SET, Group, common_seeds, read_results
 
@@ -115,6 +115,16 @@ def test_what_was_learnt_is_compared_with_grpo_and_with_the_rival_that_learnt_mo
     assert of_soup.split(" | ")[1:4] == ["+0.200 ± 0.000"] * 3 and of_soup.endswith("| 1.00 | +0.150 ± 0.000 |")
     assert "(FIGURES/learning_countdown_search_instrument_0.png)" in text
     assert (tmp_path / "learning_countdown_search_instrument_0.png").stat().st_size > 10_000
+
+
+def test_a_tasks_figure_shows_the_points_that_it_names_in_their_order_and_those_that_were_run(results):
+    follow(results)
+    points = benchmark_results.learning(points_of(results))
+    named = {"masked/8": "no loss", "grpo": "GRPO", "replay/6": "not run"}
+    shown = [(point.name, label) for point, label in figures._labelled(points, named)]
+    assert shown == [("masked 8", "no loss"), ("grpo", "GRPO")]
+    best = [point.name for point, _ in figures._best(points, [0, 1, 2])]
+    assert best == ["grpo", "entropy_bonus 0.01", "lookahead_age 64", "masked 8"]
 
 
 def test_older_results_have_no_curve_of_learning(results, tmp_path):

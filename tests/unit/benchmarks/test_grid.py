@@ -65,6 +65,12 @@ def test_an_unknown_task_side_or_neighbour_is_refused(tmp_path):
         grid.read_points(bad, "order")
 
 
+def test_a_tasks_figure_names_points_of_its_grid():
+    for task, labels in grid.read_grid(grid.GRID)["pictured"].items():
+        assert len(set(labels.values())) == len(labels)
+        grid.chosen(grid.read_points(grid.GRID, task), list(labels))
+
+
 def test_a_method_on_a_neighbour_has_its_settings_but_for_the_mixing():
     for task, longest in (("hard_text", 16), ("hard_96", 30)):
         (alone,) = grid.chosen(grid.read_points(grid.GRID, task), ["neighbor/dr_grpo"])
