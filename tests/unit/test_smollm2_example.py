@@ -189,8 +189,9 @@ def test_data_of_other_settings_is_not_taken_for_finished(prepare, tmp_path):
     assert not prepare.finished(tmp_path, settings)
     (tmp_path / "prepare.json").write_text(json.dumps({"settings": prepare.asdict(settings)}))
     assert prepare.finished(tmp_path, settings)
-    with pytest.raises(ValueError, match="other settings"):
-        prepare.finished(tmp_path, prepare.Settings(seed=1))
+    for other in (prepare.Settings(seed=1), prepare.TASKS["hard"]):
+        with pytest.raises(ValueError, match="other settings"):
+            prepare.finished(tmp_path, other)
 
 
 def settings_of(*overrides, **environment):

@@ -1,11 +1,13 @@
 """The files in examples/sweeps, and what Hydra refuses."""
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
+from benchmarks.grid import GRID, read_grid, read_points
 from recipe.soup.main_series import compose
 from recipe.soup.sweep import RECIPE
 from soup_verl.launch.run_rules import check_run
@@ -46,6 +48,31 @@ def test_the_gpu_example_is_the_run_script_less_names():
     named = ("trainer.experiment_name=", "trainer.default_local_dir=")
     sweep = plan.read(ROOT / "examples/sweeps/qwen2.5_math_7b.yaml")
     assert sweep.shared == [setting for setting in printed if not setting.startswith(named)]
+
+
+def test_the_hard_example_is_the_laptops_run_script_but_for_what_it_says():
+    dry = subprocess.run(
+        ["bash", str(ROOT / "examples/smollm2_135m/run.sh")],
+        env={**os.environ, "DRY_RUN": "1", "DTYPE": "fp32", "OUT": "runs/smollm2_hard", "PROMPTS": "4", "STEPS": "50"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    sweep = plan.read(ROOT / "examples/sweeps/smollm2_hard.yaml")
+    printed, shared = (dict(line.split("=", 1) for line in lines) for lines in (dry.stdout.splitlines(), sweep.shared))
+    named = {"trainer.experiment_name", "trainer.default_local_dir"}
+    assert {key for key in printed.keys() - shared if not key.startswith("soup.")} == named
+    changed = {key for key, value in shared.items() if printed.get(key) != value}
+    seldom = {"trainer.test_freq", "trainer.save_freq", "trainer.max_actor_ckpt_to_keep", "trainer.val_before_train"}
+    assert changed == seldom | {"actor_rollout_ref.rollout.val_kwargs.n"}
+
+
+def test_its_replay_is_the_grids_point_that_was_confirmed_where_right_answers_are_rare():
+    sweep = plan.read(ROOT / "examples/sweeps/smollm2_hard.yaml")
+    (point,) = (point for point in read_points(GRID, "hard_text") if point.name == "replay_best_cut_dr_grpo/0.5")
+    assert read_grid(GRID)["methods"][point.method]["neighbor"] == "dr_grpo"
+    of_grid = [f"{key}={value}" for key, value in point.settings.items() if key.startswith("soup.")]
+    assert sorted(sweep.methods["replay"]) == sorted(["neighbors=dr_grpo", *of_grid])
 
 
 @pytest.mark.e2e
